@@ -1,0 +1,66 @@
+"""LLaMA under DeepSpeed ZeRO.
+
+The public face is lazy (PEP 562): a name's module is imported when the name is first used, so
+that `import ds_llama` and `ds-llama --help` cost neither torch nor deepspeed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> where it lives.
+_FACE = {
+    "Llama": ("ds_llama.model.llama", "Llama"),
+    "LlamaConfig": ("ds_llama.config.model", "LlamaConfig"),
+    "construct": ("ds_llama.zero.construct", "construct"),
+    "initialize": ("ds_llama.zero.engine", "initialize"),
+    "load_run": ("ds_llama.config", "load_run"),
+    "preset": ("ds_llama.config", "preset"),
+    "presets": ("ds_llama.config", "presets"),
+    "register": ("ds_llama.zero.register", "register"),
+    "register_traits": ("ds_llama.model.traits", "register_traits"),
+    "train": ("ds_llama.trainer.loop", "train"),
+}
+
+if TYPE_CHECKING:
+    from ds_llama.config import load_run, preset, presets
+    from ds_llama.config.model import LlamaConfig
+    from ds_llama.model.llama import Llama
+    from ds_llama.model.traits import register_traits
+    from ds_llama.trainer.loop import train
+    from ds_llama.zero.construct import construct
+    from ds_llama.zero.engine import initialize
+    from ds_llama.zero.register import register
+
+__all__ = [
+    "Llama",
+    "LlamaConfig",
+    "__version__",
+    "construct",
+    "initialize",
+    "load_run",
+    "preset",
+    "presets",
+    "register",
+    "register_traits",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module, attribute = _FACE[name]
+    except KeyError:
+        raise AttributeError(
+            f"module 'ds_llama' has no attribute {name!r}; its names are {', '.join(sorted(_FACE))}"
+        ) from None
+    value = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value  # later uses cost a dict look-up
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ds_llama.errors import CallError
+from ds_llama.planner import hardware
+
+# Names as drivers report them, with dense bf16 (fp16 where there is no bf16) TFLOP/s.
+REPORTED = {
+    "Tesla V100-SXM2-16GB": ("v100-sxm", 125.0),
+    "Tesla V100-SXM3-32GB": ("v100-sxm", 125.0),
+    "Tesla V100-PCIE-32GB": ("v100-pcie", 112.0),
+    "Tesla V100S-PCIE-32GB": ("v100s-pcie", 130.0),
+    "Tesla T4": ("t4", 65.0),
+    "A100-SXM4-40GB": ("a100-sxm", 312.0),
+    "NVIDIA A100-SXM4-80GB": ("a100-sxm", 312.0),
+    "NVIDIA A100-PCIE-40GB": ("a100-pcie", 312.0),
+    "NVIDIA A100 80GB PCIe": ("a100-pcie", 312.0),
+    "NVIDIA A10": ("a10", 125.0),
+    "NVIDIA L4": ("l4", 121.0),
+    "NVIDIA L40": ("l40", 181.05),
+    "NVIDIA L40S": ("l40s", 362.05),
+    "NVIDIA GeForce RTX 4090": ("rtx-4090", 165.2),
+    "NVIDIA H100 80GB HBM3": ("h100-sxm", 989.5),
+    "NVIDIA H100 PCIe": ("h100-pcie", 756.5),
+    "NVIDIA H100 NVL": ("h100-nvl", 835.5),
+    "NVIDIA H200": ("h200-sxm", 989.5),
+    "NVIDIA H200 NVL": ("h200-nvl", 835.5),
+    "NVIDIA GH200 480GB": ("gh200", 989.5),
+    "NVIDIA B200": ("b200", 2250.0),
+    "NVIDIA GB200": ("gb200", 2500.0),
+    "NVIDIA B300 SXM6 AC": ("b300", 2250.0),
+    "AMD Instinct MI250X": ("mi250x", 191.5),
+    "AMD Instinct MI300X": ("mi300x", 1307.4),
+}
+
+# Each is near a known name and is not that device.
+UNKNOWN = (
+    "",
+    "cpu",
+    "Intel(R) Xeon(R) Platinum 8481C",
+    "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+    "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+    "NVIDIA A100-SXM-64GB",
+    "NVIDIA A10G",
+    "NVIDIA H100 64GB HBM2",
+    "NVIDIA H1000",
+    "NVIDIA GeForce RTX 4090 Laptop GPU",
+    "NVIDIA GeForce RTX 4090 D",
+    "NVIDIA GeForce RTX 3090 Ti",
+    "NVIDIA L400",
+    "NVIDIA B100",
+)
+
+
+@pytest.mark.parametrize(("name", "expected"), REPORTED.items())
+def test_reported_names_find_their_row(name: str, expected: tuple[str, float]) -> None:
+    row = hardware.match(name)
+    assert row is not None
+    assert row.key == expected[0]
+    assert (row.bf16_tflops or row.fp16_tflops) == expected[1]
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_unknown_is_none_never_a_guess(name: str) -> None:
+    assert hardware.match(name) is None
+    assert hardware.peak_flops(name, "bfloat16") is None
+
+
+def test_no_name_is_claimed_twice() -> None:
+    import re
+
+    for name in REPORTED:
+        rows = [row.key for row in hardware.TABLE if re.fullmatch(row.pattern, name.lower())]
+        assert len(rows) == 1, (name, rows)
+
+
+def test_every_row_has_a_source_and_ordered_peaks() -> None:
+    assert len({row.key for row in hardware.TABLE}) == len(hardware.TABLE)
+    for row in hardware.TABLE:
+        assert row.source.startswith(("NVIDIA", "AMD"))
+        assert row.fp16_tflops is not None
+        assert row.fp32_tflops is not None
+        assert row.fp16_tflops > row.fp32_tflops
+        if row.tf32_tflops is not None:
+            # every generation's tensor cores do half of bf16's rate in TF32
+            assert row.tf32_tflops == pytest.approx(row.fp16_tflops / 2, rel=0.02)
+
+
+def test_peak_by_dtype() -> None:
+    row = hardware.by_key("a100")
+    assert row.peak_flops("bfloat16") == 312e12
+    assert row.peak_flops("torch.float16") == 312e12
+    assert row.peak_flops("float32") == 19.5e12
+    assert row.peak_flops("float32", tf32=True) == 156e12
+    assert row.peak_flops("float64") is None
+    volta = hardware.by_key("v100")
+    assert volta.peak_flops("bf16") is None
+    assert volta.peak_flops("float32", tf32=True) == 15.7e12
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(CallError) as caught:
+        hardware.by_key("h10")
+    assert caught.value.what == 'unknown hardware "h10"'
+    assert caught.value.where == "--hardware"
+    assert 'did you mean "h100' in caught.value.remedy
+    assert "known: a10, a100" in caught.value.remedy
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_safe(name: str) -> None:
+    assert hardware.match(name) is None or hardware.peak_flops(name, "fp16")
+
+
+def test_imports_no_torch() -> None:
+    code = "import sys, ds_llama.planner.hardware; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

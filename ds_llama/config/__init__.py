@@ -1,0 +1,8 @@
+"""What a run is: model, data, optimizer, DeepSpeed JSON; read, checked and resolved. No torch."""
+
+from __future__ import annotations
+
+from ds_llama.config.model import LlamaConfig
+from ds_llama.config.presets import preset, presets
+
+__all__ = ["LlamaConfig", "preset", "presets"]

@@ -1,0 +1,30 @@
+"""Model sizes as config.json files: a new one is a new file here and nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from ds_llama.config.files import read_object
+from ds_llama.config.model import LlamaConfig, from_mapping
+from ds_llama.config.problems import did_you_mean
+from ds_llama.errors import ConfigError
+
+_FOLDER = Path(__file__).parent
+
+
+def presets() -> list[str]:
+    """Names of the model sizes that are shipped, sorted."""
+    return sorted(path.name.removesuffix(".json") for path in _FOLDER.glob("*.json"))
+
+
+@cache
+def preset(name: str) -> LlamaConfig:
+    """The LlamaConfig of a shipped size; ConfigError with the nearest name when there is none."""
+    known = presets()
+    if name not in known:
+        raise ConfigError(
+            f"no preset is called {name!r}", where="preset", remedy=did_you_mean(name, known)
+        )
+    path = _FOLDER / f"{name}.json"
+    return from_mapping(read_object(path), path=str(path), strict=True)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from ds_llama.config.model import LlamaConfig
-from ds_llama.config.presets import preset, presets
+from ds_llama.config.sizes import preset, presets
 
 __all__ = ["LlamaConfig", "preset", "presets"]

@@ -22,8 +22,11 @@ from ds_llama.config.rope import RopeParameters, read_rope
 
 # Keys of a config.json that do not describe the network: known, so that they are no typing mistake.
 NOT_ARCHITECTURE = frozenset(
-    "model_type architectures torch_dtype dtype transformers_version use_cache pretraining_tp "
-    "_name_or_path rope_theta rope_scaling partial_rotary_factor quantization_config".split()
+    (
+        *("model_type", "architectures", "torch_dtype", "dtype", "transformers_version"),
+        *("use_cache", "pretraining_tp", "_name_or_path", "quantization_config"),
+        *("rope_theta", "rope_scaling", "partial_rotary_factor"),
+    )
 )
 
 
@@ -41,8 +44,9 @@ class LlamaConfig(Frozen):
     intermediate_size: Whole = Field(default=11008, gt=0)
     num_hidden_layers: Whole = Field(default=32, gt=0)
     num_attention_heads: Whole = Field(default=32, gt=0)
-    num_key_value_heads: Whole = Field(default=None, gt=0)
-    head_dim: Whole = Field(default=None, gt=0)
+    # Both are filled from the others before validation when they are absent or null.
+    num_key_value_heads: Whole = Field(default=0, gt=0)
+    head_dim: Whole = Field(default=0, gt=0)
     hidden_act: Literal["silu"] = "silu"
     max_position_embeddings: Whole = Field(default=2048, gt=0)
     rms_norm_eps: Real = Field(default=1e-6, gt=0)
@@ -156,14 +160,12 @@ def from_mapping(raw: Mapping[str, Any], *, path: str, strict: bool) -> LlamaCon
     rope, problems = read_rope(raw, strict=strict)
     problems += list(_foreign(raw))
     fields = set(LlamaConfig.model_fields)
-    values = {
-        key: value for key, value in raw.items() if key in fields and key != "rope_parameters"
-    }
+    values = {key: raw[key] for key in raw if key in fields - {"rope_parameters"}}
     for key in raw.keys() - fields - NOT_ARCHITECTURE:
-        if strict or (nearest(key, fields, cutoff=0.9) or key) not in {key, *raw}:
+        meant = nearest(key, fields, cutoff=0.9)
+        if strict or (meant and meant not in raw):
             remedy = did_you_mean(key, fields)
-            message = f"unknown key {key!r}"
-            problems.append(Problem("unknown-key", "error", key, message, remedy))
+            problems.append(Problem("unknown-key", "error", key, f"unknown key {key!r}", remedy))
     raise_errors([problem.to_error(path) for problem in problems])
     if rope:
         values["rope_parameters"] = rope

@@ -1,4 +1,4 @@
-"""Model sizes as config.json files: a new one is a new file here and nothing else."""
+"""Model sizes as config.json files: a new one is a new file in `presets/` and nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ds_llama.config.model import LlamaConfig, from_mapping
 from ds_llama.config.problems import did_you_mean
 from ds_llama.errors import ConfigError
 
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "presets"
 
 
 def presets() -> list[str]:

@@ -22,7 +22,7 @@ _FACE = {
     "presets": ("ds_llama.config", "presets"),
     "register": ("ds_llama.zero.register", "register"),
     "register_traits": ("ds_llama.model.traits", "register_traits"),
-    "train": ("ds_llama.trainer.loop", "train"),
+    "train": ("ds_llama.trainer.train", "train"),
 }
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ds_llama.config.model import LlamaConfig
     from ds_llama.model.llama import Llama
     from ds_llama.model.traits import register_traits
-    from ds_llama.trainer.loop import train
+    from ds_llama.trainer.train import train
     from ds_llama.zero.construct import construct
     from ds_llama.zero.engine import initialize
     from ds_llama.zero.register import register

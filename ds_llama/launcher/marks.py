@@ -1,0 +1,25 @@
+"""How a launch knows that its ranks finished: each leaves a mark in a folder of the launch.
+
+DeepSpeed's launchers exit 0 when the process between them and the ranks is killed
+(deepspeed/launcher/runner.py: a negative return code is dropped), so an exit code of 0 proves
+nothing. The folder's path reaches the ranks in the variable DS_LLAMA_LAUNCH.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+FOLDER = "DS_LLAMA_LAUNCH"
+
+
+def report_finished() -> None:
+    """Called by a rank that has done all it had to do."""
+    with contextlib.suppress(OSError):  # the launch is gone: nobody is there to read it
+        Path(os.environ[FOLDER], f"finished-{os.environ['RANK']}").touch()
+
+
+def unfinished(folder: Path, world_size: int) -> list[int]:
+    """The ranks that left no mark."""
+    return [rank for rank in range(world_size) if not (folder / f"finished-{rank}").exists()]

@@ -42,7 +42,7 @@ class DeviceMemory:
 
 
 def process_memory() -> ProcessMemory:
-    """VmRSS and VmHWM on Linux; elsewhere psutil's figure and no peak.
+    """VmRSS and VmHWM on Linux; on macOS psutil's figure and no peak.
 
     `resource.getrusage` has a peak on macOS, but one that cannot be reset: it would show one
     phase's peak in every phase after it, so it is not used.
@@ -93,7 +93,7 @@ def reset_device_peaks(device: torch.device | str) -> None:
 
 
 def _rss_elsewhere() -> int | None:
-    if sys.platform == "linux":  # a Linux without /proc: nothing that psutil could read either
+    if sys.platform != "darwin":
         return None
     import psutil
 

@@ -1,0 +1,106 @@
+"""How a checkpoint comes into being: staged, sealed, renamed, and only then pointed at.
+
+    begin ─> ranks write into the staging folder ─> entries (hash, fsync) ─> seal
+    seal:   MANIFEST.json, fsync ─> fsync folders ─> rename to its name ─> latest by os.replace
+
+A crash before the rename leaves a dot folder that no reader takes for a checkpoint and the next
+`begin` removes; a crash after it leaves a complete checkpoint, pointed at or not. Callers hold the
+run's lock; one process calls, whichever ranks wrote the files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ds_llama.commit import disk, manifest, names
+from ds_llama.commit.manifest import Entry
+from ds_llama.errors import CheckpointError
+
+
+def begin(root: Path, name: str) -> Path:
+    """An empty staging folder for checkpoint `name`; what dead runs left behind is removed.
+
+    The folder is on the file system of `root` and its last component is `name`. Raises
+    CheckpointError when the disk refuses.
+    """
+    with disk.explained(f"preparing {name}", root):
+        disk.make_folder(root)
+        recover(root)
+        names.ensure_run_id(root)
+        staged = names.staging(root, name)
+        disk.make_folder(staged)
+        return staged
+
+
+def seal(root: Path, name: str, entries: Iterable[Entry], meta: Mapping[str, Any]) -> Path:
+    """Make the staged checkpoint the committed one and return its folder.
+
+    entries: every file of every rank, hashed and synced (`manifest.entries`). meta: step,
+    world_size, stage, and run_id unless it is the folder's own. A step that was sealed before
+    (a crash between the rename and `latest`, or a run taken up again from an earlier step) is
+    replaced; its former content counts until the new one has its name. Raises CheckpointError when
+    the staging folder holds something else than the entries, or when the disk refuses.
+    """
+    staged, final, files = names.staging(root, name), root / name, list(entries)
+    _check_staged(staged, files)
+    with disk.explained(f"sealing {name}", root):
+        manifest.write(staged, name, files, {"run_id": names.ensure_run_id(root), **meta})
+        disk.sync_tree(staged)
+        former = root / f"{names.REPLACED}{name}"
+        if final.exists():
+            disk.remove_tree(former)
+            disk.rename(final, former)
+        disk.rename(staged, final)
+        point(root, name)
+    # What is left to do is tidying: the checkpoint is committed, and `begin` does it as well.
+    with contextlib.suppress(OSError):
+        disk.remove_tree(former)
+        disk.remove_tree(staged.parent)
+    return final
+
+
+def point(root: Path, name: str) -> None:
+    """Make `latest` name a sealed checkpoint."""
+    disk.replace(root / names.LATEST, f"{name}\n".encode())
+
+
+def discard(root: Path, name: str) -> None:
+    """Remove what was staged for `name`; a disk that refuses even that is left to `begin`."""
+    with contextlib.suppress(OSError):
+        disk.remove_tree(names.staging(root, name).parent)
+
+
+def recover(root: Path) -> None:
+    """Put right what a killed run left: staged, half removed and half replaced folders.
+
+    Raises OSError as the disk gives it.
+    """
+    for path in sorted(root.iterdir()):
+        if path.name.startswith((names.STAGING, names.REMOVING)):
+            disk.remove_tree(path)
+        elif path.name.startswith(names.REPLACED):
+            final = root / path.name.removeprefix(names.REPLACED)
+            if final.exists():
+                disk.remove_tree(path)
+            else:
+                disk.rename(path, final)
+
+
+def _check_staged(staged: Path, files: list[Entry]) -> None:
+    listed = {entry["path"]: entry["size"] for entry in files}
+    present = {
+        path.relative_to(staged).as_posix(): path.stat().st_size
+        for path in staged.rglob("*")
+        if not path.is_dir() and path.relative_to(staged).as_posix() != manifest.NAME
+    }
+    if listed == present and len(listed) == len(files):
+        return
+    wrong = sorted(path for path in {*listed, *present} if listed.get(path) != present.get(path))
+    raise CheckpointError(
+        f"the staging folder and the entries differ in {', '.join(wrong) or 'a file named twice'}",
+        where=str(staged),
+        remedy="put the output folder on a file system that all ranks share; nothing was committed",
+    )

@@ -86,6 +86,17 @@ def device_memory(device: torch.device | str) -> DeviceMemory:
     )
 
 
+def snapshot() -> dict[str, int | None]:
+    """The memory columns of a metrics row, for this process and its current device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = device_memory(device)
+    return {
+        "device_allocated_bytes": found.device_allocated_bytes,
+        "device_peak_bytes": found.device_peak_bytes,
+        **process_memory().to_dict(),
+    }
+
+
 def reset_device_peaks(device: torch.device | str) -> None:
     """Start the device's peaks anew, as after warm-up."""
     if torch.device(device).type == "cuda":

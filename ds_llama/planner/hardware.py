@@ -207,7 +207,7 @@ _SHORT = {
 }
 
 
-def match(device_name: str) -> Hardware | None:
+def find(device_name: str) -> Hardware | None:
     """The row of a name as `torch.cuda.get_device_name()` reports it, or None.
 
     None for an unknown device, for a variant whose figures are not known (a memory size or a
@@ -238,5 +238,5 @@ def by_key(key: str) -> Hardware:
 
 def peak_flops(device_name: str | None, dtype: str, *, tf32: bool = False) -> float | None:
     """Peak FLOP/s of the named device in `dtype`, None where it is not known."""
-    row = match(device_name) if device_name else None
+    row = find(device_name) if device_name else None
     return None if row is None else row.peak_flops(dtype, tf32=tf32)

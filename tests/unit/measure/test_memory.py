@@ -63,6 +63,16 @@ def test_a_cpu_has_no_device_memory() -> None:
     assert set(memory.device_memory("cpu").to_dict().values()) == {None}
 
 
+def test_the_columns_of_a_row() -> None:
+    row = memory.snapshot()
+    assert list(row) == [
+        "device_allocated_bytes",
+        "device_peak_bytes",
+        "rss_bytes",
+        "peak_rss_bytes",
+    ]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_device_peaks_are_the_allocators() -> None:

@@ -60,7 +60,7 @@ UNKNOWN = (
 
 @pytest.mark.parametrize(("name", "expected"), REPORTED.items())
 def test_reported_names_find_their_row(name: str, expected: tuple[str, float]) -> None:
-    row = hardware.match(name)
+    row = hardware.find(name)
     assert row is not None
     assert row.key == expected[0]
     assert (row.bf16_tflops or row.fp16_tflops) == expected[1]
@@ -68,7 +68,7 @@ def test_reported_names_find_their_row(name: str, expected: tuple[str, float]) -
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_is_none_never_a_guess(name: str) -> None:
-    assert hardware.match(name) is None
+    assert hardware.find(name) is None
     assert hardware.peak_flops(name, "bfloat16") is None
 
 
@@ -115,7 +115,7 @@ def test_unknown_key_names_the_nearest() -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_is_safe(name: str) -> None:
-    assert hardware.match(name) is None or hardware.peak_flops(name, "fp16")
+    assert hardware.find(name) is None or hardware.peak_flops(name, "fp16")
 
 
 def test_imports_no_torch() -> None:

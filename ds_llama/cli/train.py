@@ -1,0 +1,48 @@
+"""`ds-llama train`: one rank's work, or the start of a launcher that runs many."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Resume(str, Enum):
+    """Words of `--resume`."""
+
+    auto = "auto"
+    required = "required"
+    never = "never"
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run's JSON file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key.path=value, for instance train.steps=20", show_default=False),
+    ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Start this many processes on this machine.")
+    ] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Start on the hosts of this DeepSpeed hostfile.")
+    ] = None,
+    resume: Annotated[
+        Resume, typer.Option(help="Go on from the newest complete checkpoint.")
+    ] = Resume.auto,
+) -> int:
+    """Train a LLaMA under DeepSpeed ZeRO, or go on with a run that stopped."""
+    from ds_llama.config import load_run
+
+    parsed = load_run(run, *(overrides or []))  # every mistake shows here, before anything starts
+    if nproc is not None or hostfile is not None:
+        from ds_llama.launcher.run import launch
+
+        words = ["train", str(run), *(overrides or []), "--resume", resume.value]
+        return launch(words, parsed, nproc=nproc, hostfile=hostfile)
+    from ds_llama.trainer.rank import run_rank
+
+    state = run_rank(parsed, resume.value)
+    return 128 + state.stopped_by if state.stopped_by else 0

@@ -1,0 +1,1 @@
+"""The training loop, the hooks around it, and what it measures."""

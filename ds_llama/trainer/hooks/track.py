@@ -1,0 +1,20 @@
+"""Rows to the console, metrics.jsonl, W&B and TensorBoard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ds_llama.trainer.hooks.base import Hook, Row
+
+if TYPE_CHECKING:
+    from ds_llama.trainer.job import Job
+
+
+class Track(Hook):
+    """Writes every `train.log_every_steps`-th row, the last one, and those with a validation."""
+
+    def after_step(self, job: Job, row: Row) -> None:
+        every = job.resolved.run.train.log_every_steps
+        if job.state.step % every == 0 or job.state.finished or "validation_loss" in row:
+            for tracker in job.trackers:
+                tracker.log(row)

@@ -1,0 +1,199 @@
+"""All that one training run holds: engine, data, position, trackers, hooks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from ds_llama.checkpoint import resume as resuming
+from ds_llama.commit import listing
+from ds_llama.commit.lock import RunLock
+from ds_llama.config.resolve import Resolved
+from ds_llama.config.run import Run
+from ds_llama.data import open_data
+from ds_llama.data.loader import Loader
+from ds_llama.errors import CheckpointError, ConfigError
+from ds_llama.evals.perplexity import Perplexity, evaluate
+from ds_llama.planner import hardware
+from ds_llama.tracking import Tracker, open_trackers
+from ds_llama.trainer.hooks import Hook, default_hooks
+from ds_llama.trainer.metrics import Meter
+from ds_llama.trainer.signals import StopRequest
+from ds_llama.trainer.state import TrainState
+from ds_llama.zero import schedule as schedules
+from ds_llama.zero import world
+
+
+@dataclass
+class Job:
+    """One run on one rank. `hooks` and `trackers` may be added to before the loop starts."""
+
+    engine: Any
+    resolved: Resolved
+    state: TrainState
+    loader: Loader
+    stop: StopRequest
+    meter: Meter
+    schedule: schedules.Schedule | None = None
+    validation: Callable[[], Perplexity] | None = None
+    trackers: list[Tracker] = field(default_factory=list)
+    hooks: Sequence[Hook] = field(default_factory=default_hooks)
+
+    @property
+    def output(self) -> Path:
+        """The run's folder."""
+        return Path(self.resolved.run.output)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run's checkpoints are."""
+        return self.output / "checkpoints"
+
+
+@contextmanager
+def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
+    """Everything that the loop needs, on every rank; closed in reverse order whatever happens."""
+    resolved = engine.ds_llama.resolved
+    output = Path(resolved.run.output)
+    with ExitStack() as stack:
+        stack.enter_context(_lock(output))
+        checkpoint = checkpoint_to_resume(output, resume)
+        total, make_loader = _training_data(resolved)
+        state = TrainState(total)
+        if checkpoint is not None:
+            state.restore(resuming.resume(engine, checkpoint, resolved))
+        loader = make_loader(state.step)
+        stack.callback(loader.close)
+        job = Job(
+            engine,
+            resolved,
+            state,
+            loader,
+            stack.enter_context(StopRequest()),
+            Meter(resolved, _peak_flops(resolved)),
+            schedule=_schedule(resolved, total),
+            validation=_validation(engine, resolved),
+        )
+        _require_space(output)
+        if world.rank() == 0:
+            job.trackers = open_trackers(
+                resolved.run, output, total_steps=total, start_step=state.step
+            )
+            stack.callback(lambda: [tracker.close(_status(job)) for tracker in job.trackers])
+        yield job
+
+
+def checkpoint_to_resume(output: Path, resume: str) -> Path | None:
+    """The newest complete checkpoint under `output`, by the words of `--resume`; None: from zero.
+
+    Raises CheckpointError under `required` without one, and under `never` with one: a run is
+    never written over.
+    """
+    newest = listing.latest_complete(output / "checkpoints")
+    if resume == "required" and newest is None:
+        raise CheckpointError(
+            "no complete checkpoint to resume from",
+            where=str(output / "checkpoints"),
+            remedy="check the run's output folder, or say --resume auto",
+        )
+    if resume == "never" and newest is not None:
+        raise CheckpointError(
+            f"the folder holds a committed checkpoint ({newest.name})",
+            where=str(output / "checkpoints"),
+            remedy="give the run another output folder, or say --resume auto to go on",
+        )
+    return None if newest is None else Path(newest.path)
+
+
+@contextmanager
+def _lock(output: Path) -> Iterator[None]:
+    """Rank 0 holds the run's lock; the others learn whether it could."""
+    lock = RunLock(output)
+    outcome: list[Any] = [None]
+    if world.rank() == 0:
+        try:
+            lock.acquire()
+        except CheckpointError as error:
+            outcome = [error]
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[0] is not None:
+        raise outcome[0]
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _training_data(resolved: Resolved) -> tuple[int, Callable[[int], Loader]]:
+    """Steps of the run, and the loader from a given step on."""
+    run = resolved.run
+    dataset, sampler = open_data(run.data.train, run.data.sequence_length, run.train.seed)
+    batch = resolved.global_batch_size
+    total = resolved.total_steps or max(1, round(run.train.epochs * len(dataset)) // batch)
+
+    def loader(start_step: int) -> Loader:
+        return Loader(
+            dataset,
+            sampler,
+            global_batch_size=batch,
+            micro_batch_size=resolved.micro_batch_size,
+            rank=world.rank(),
+            world_size=world.world_size(),
+            start_step=start_step,
+            vocab_size=resolved.model.vocab_size,
+        )
+
+    return total, loader
+
+
+def _schedule(resolved: Resolved, total_steps: int) -> schedules.Schedule | None:
+    """The run's own schedule; None leaves the learning rate to the DeepSpeed JSON."""
+    section = resolved.run.optimizer
+    return schedules.build(section, total_steps) if section else None
+
+
+def _validation(engine: Any, resolved: Resolved) -> Callable[[], Perplexity] | None:
+    data, settings = resolved.run.data, resolved.run.evaluation
+    if data.validation is None:
+        return None
+    dataset, _ = open_data(data.validation, data.sequence_length, resolved.run.train.seed)
+    return lambda: evaluate(
+        engine,
+        dataset,
+        micro_batch_size=resolved.micro_batch_size,
+        max_batches=settings.max_batches,
+    )
+
+
+def _peak_flops(resolved: Resolved) -> float | None:
+    """Vendor's peak of this device in the run's dtype; None where it is not known."""
+    if not torch.cuda.is_available():
+        return None
+    found = hardware.find(get_accelerator().communication_backend_name() and _device_name())
+    return found.peak_flops(resolved.dtype) if found else None
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name()
+
+
+def _require_space(output: Path) -> None:
+    if shutil.disk_usage(output).free < 1 << 20:
+        raise ConfigError(
+            "less than 1 MiB is free where the run writes",
+            where=str(output),
+            remedy="free some space, or give the run another output folder",
+        )
+
+
+def _status(job: Job) -> str:
+    if job.state.finished:
+        return "finished"
+    return "stopped" if job.state.stopped_by else "failed"

@@ -1,0 +1,47 @@
+"""What one rank does from joining the world to its exit code."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch.distributed import distributed_c10d
+
+from ds_llama.config.run import Run
+from ds_llama.errors import DsLlamaError
+from ds_llama.trainer.build import construct
+from ds_llama.trainer.state import TrainState
+from ds_llama.trainer.train import train
+from ds_llama.zero import world
+from ds_llama.zero.register import register
+
+
+def run_rank(run: Run, resume: str) -> TrainState:
+    """Construct, register and train as one rank of the launcher's world.
+
+    Raises SystemExit, without a word, on a rank that meets a mistake that another rank has
+    reported already: a wrong path is one message and not one for every process.
+    """
+    try:
+        world.join()
+        state = train(register(construct(run), run), run, resume=resume)
+    except DsLlamaError as error:
+        if _reported_elsewhere(str(error)):
+            raise SystemExit(error.exit_code) from error
+        raise
+    # All ranks together: the launcher takes the first non-zero exit, which a stop has, as a failure
+    # and ends the others, one of which may still be writing its last rows.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return state
+
+
+def _reported_elsewhere(message: str) -> bool:
+    """Whether another rank was first to report this message; False when nobody can be asked."""
+    if not torch.distributed.is_initialized():
+        return False
+    key = f"ds_llama/reported/{hashlib.sha256(message.encode()).hexdigest()}"
+    try:
+        return bool(distributed_c10d._get_default_store().add(key, 1) > 1)
+    except (RuntimeError, ValueError):
+        return False

@@ -1,0 +1,23 @@
+"""`train(engine, run)`: from a registered model to a finished, saved and exported run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ds_llama.config.run import Run
+from ds_llama.trainer.job import open_job
+from ds_llama.trainer.loop import run_steps
+from ds_llama.trainer.state import TrainState
+
+
+def train(engine: Any, run: Run, *, resume: str = "auto") -> TrainState:
+    """Train `engine` (from `register`) on the run's data to its last step; collective.
+
+    `resume`: "auto" goes on from the newest complete checkpoint if there is one, "required" stops
+    without one, "never" stops with one. SIGINT and SIGTERM end training at the next step with a
+    checkpoint; the state's `stopped_by` is then the signal's number.
+    Raises DataError, CheckpointError or RunError; what was committed stays whole.
+    """
+    with open_job(engine, run, resume) as job:
+        run_steps(job)
+        return job.state

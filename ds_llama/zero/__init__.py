@@ -1,0 +1,1 @@
+"""The plugin between a model definition and DeepSpeed ZeRO."""

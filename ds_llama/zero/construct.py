@@ -1,0 +1,133 @@
+"""Build a model with the same initial weights under plain, meta and `zero.Init` construction.
+
+    plain       modules made on the device in the training dtype, then every parameter filled
+    meta        modules made without memory, materialised on the device, then filled
+    zero.Init   modules partitioned while they are made; each rank fills its own slice only
+
+`zero.Init` alone does not give the weights of plain construction: it broadcasts rank 0's values,
+and whatever initialises a model after construction then runs on partitioned tensors. Here one
+function of (seed, parameter name, element index) decides every value, so that a rank can draw just
+the elements it keeps and the result does not depend on the way or on the world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import deepspeed
+import torch
+from torch import nn
+
+from ds_llama.config.model import LlamaConfig
+from ds_llama.config.resolve import Resolved
+from ds_llama.errors import ModelError
+from ds_llama.model import init, rope
+from ds_llama.model.llama import Llama
+from ds_llama.zero import world
+
+How = Literal["plain", "meta", "zero.Init"]
+Fill = Callable[[nn.Module], None]
+
+
+def build(resolved: Resolved, *, how: How | None = None, fill: Fill | None = None) -> Llama:
+    """A `Llama` in the training dtype on this rank's device, initialised from the run's seed.
+
+    `how` is taken from the stage when None: `zero.Init` at stage 3, meta below. `fill` replaces the
+    random initialisation, to load weights for instance; it sees partitioned parameters under
+    `zero.Init`. Collective under `zero.Init`: all ranks call.
+    """
+    world.join()
+    how = how or ("zero.Init" if resolved.stage == 3 else "meta")
+    model = _BUILDERS[how](resolved.model, getattr(torch, resolved.dtype), resolved)
+    (fill or (lambda module: fill_initial_(module, resolved.run.train.seed)))(model)
+    _check_rotary(model)
+    return model
+
+
+def fill_initial_(model: nn.Module, seed: int) -> None:
+    """Set every parameter in place from (seed, name, index); a ZeRO-3 rank fills its partition.
+
+    Values are drawn in fp32 and cast to the parameter's dtype.
+    """
+    rules = init.rules(model)
+    for name, parameter in model.named_parameters():
+        if not is_partitioned(parameter):
+            target, start, stop = parameter.data.view(-1), 0, parameter.numel()
+        else:
+            target, start, stop = partition_of(parameter)
+        values = init.draw(name, rules[name], start, stop, seed)
+        with torch.no_grad():
+            target.zero_()[: stop - start].copy_(values)
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Whether ZeRO-3 owns the parameter, so that its data is a rank's slice."""
+    return hasattr(parameter, "ds_id")
+
+
+def partition_of(parameter: nn.Parameter) -> tuple[torch.Tensor, int, int]:
+    """This rank's flat slice of a ZeRO-3 parameter and the range of elements it holds.
+
+    The slice is padded where the world does not divide the parameter, so it may be longer than
+    the range, which is empty on ranks that hold padding only.
+    """
+    shard = parameter.ds_tensor
+    if shard.final_location == "nvme":
+        raise ModelError(
+            "parameters on NVMe cannot be filled in place",
+            where="deepspeed.zero_optimization.offload_param.device",
+            remedy="offload parameters to cpu, or only the optimizer to nvme",
+        )
+    size, total = shard.ds_numel, parameter.ds_numel
+    start = min(size * torch.distributed.get_rank(parameter.ds_process_group), total)
+    return shard.data, start, min(start + size, total)
+
+
+def _plain(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:
+    with world.device(), _default_dtype(dtype):
+        return Llama(config, init=False)
+
+
+def _meta(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:
+    with torch.device("meta"), _default_dtype(dtype):
+        model = Llama(config, init=False)
+    return model.to_empty(device=world.device())
+
+
+def _zero_init(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:
+    # The dtype comes from the JSON: passed as an argument, zero.Init ignores it without fp16 support.
+    with deepspeed.zero.Init(config_dict_or_path=resolved.deepspeed):
+        return Llama(config, init=False)
+
+
+_BUILDERS: dict[How, Callable[[LlamaConfig, torch.dtype, Resolved], Llama]] = {
+    "plain": _plain,
+    "meta": _meta,
+    "zero.Init": _zero_init,
+}
+
+
+class _default_dtype:
+    """`torch.set_default_dtype` for the length of a `with` block."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def __enter__(self) -> None:
+        self.before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_default_dtype(self.before)
+
+
+def _check_rotary(model: nn.Module) -> None:
+    """Every rotary table equals its fp32 recomputation: `zero.Init` has rounded such tables."""
+    wrong = rope.inexact_tables(model)
+    if wrong:
+        raise ModelError(
+            f"the rotary table of {wrong[0]} is not exact in fp32",
+            where="model construction",
+            remedy="keep rotary tables out of parameters, buffers and zero.Init's reach",
+        )

@@ -1,0 +1,76 @@
+"""The only call to `deepspeed.initialize`, and what may be read from the engine it returns."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+
+def create(
+    model: nn.Module,
+    config: dict[str, Any],
+    *,
+    optimizer: Any = None,
+    model_parameters: Any = None,
+    **kwargs: Any,
+) -> tuple[Any, Any, Any, Any]:
+    """`deepspeed.initialize` over a resolved JSON; returns its four values.
+
+    Give `optimizer`, or `model_parameters` for the optimizer that the JSON names, not both.
+    """
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"deepspeed\.")
+        return deepspeed.initialize(
+            model=model,
+            config=config,
+            optimizer=optimizer,
+            model_parameters=model_parameters,
+            **kwargs,
+        )
+
+
+def loss_scale(engine: Any) -> float | None:
+    """The loss scale that fp16 works with now; None in other precisions."""
+    if not engine.fp16_enabled():
+        return None
+    return float(engine.optimizer.cur_scale if hasattr(engine.optimizer, "cur_scale") else 1.0)
+
+
+def set_lr(engine: Any, lr: float) -> None:
+    """Learning rate of the next update, in every parameter group."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr
+
+
+def get_lr(engine: Any) -> float:
+    """Learning rate of the first parameter group."""
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def adam_step(engine: Any) -> int | None:
+    """Updates that Adam counts, by its own bias-correction `step`; None before the first.
+
+    Half precision at stage 0 counts one update too many (a phantom step at initialisation), which
+    is why that combination is refused.
+    """
+    base = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    steps = {int(state["step"]) for state in base.state.values() if "step" in state}
+    return max(steps) if steps else None
+
+
+def gradient_norm(engine: Any) -> torch.Tensor | None:
+    """Norm of the averaged gradient before clipping, at stage 0, where DeepSpeed keeps none.
+
+    Read between the last backward and the step. At stages 1 to 3 the engine keeps the norm of its
+    own step (`engine.get_global_grad_norm()`), and None is returned here.
+    """
+    if engine.zero_optimization_stage() > 0:
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)

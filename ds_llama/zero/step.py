@@ -1,0 +1,113 @@
+"""One optimizer step over its micro-batches, with the loss per token of the whole global batch.
+
+DeepSpeed averages gradients over micro-batches and ranks: a mean of means, in which a token in a
+short micro-batch counts more than one in a full one. Here every micro-batch's loss is
+
+    sum of its cross-entropies  x  world size / valid tokens of the whole window on all ranks
+
+and DeepSpeed's averaging over ranks then gives the sum over the global batch divided by its tokens,
+however the batch was split. The token count is known before the forward pass: one small all-reduce
+per step, which also carries the ranks' wish to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ds_llama.errors import DataError
+from ds_llama.zero import engine as engines
+from ds_llama.zero import world
+
+Batch = Mapping[str, torch.Tensor]
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did. `loss` is the mean over the global batch's valid tokens, in nats."""
+
+    loss: float
+    grad_norm: float | None
+    clip_coef: float | None
+    tokens: int
+    applied: bool
+    loss_scale: float | None
+
+
+def valid_tokens(batch: Batch) -> int:
+    """Tokens of a micro-batch that contribute to the loss: labels shifted by one, -100 ignored."""
+    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+
+
+def take_step(engine: Any, window: Sequence[Batch], *, stop: bool = False) -> StepResult | None:
+    """Forward, backward and update over one accumulation window; collective.
+
+    window: as many micro-batches as `gradient_accumulation_steps`, each with `input_ids` and
+    `labels`, int64 (B, T), and optionally `attention_mask` and `position_ids`.
+    Returns None, on every rank and without a step, if any rank says `stop`.
+    """
+    tokens, stopping = _agree(sum(valid_tokens(batch) for batch in window), stop)
+    if stopping:
+        return None
+    if tokens == 0:
+        raise DataError(
+            "no token of the global batch contributes to the loss",
+            where="data.train",
+            remedy="check that labels are not all -100 and sequences are longer than one token",
+        )
+    total = torch.zeros((), dtype=torch.float32, device=world.device())
+    for batch in window:
+        inputs = {
+            name: tensor.to(total.device, non_blocking=True) for name, tensor in batch.items()
+        }
+        loss = _summed_loss(engine, inputs, valid_tokens(batch))
+        total += loss.detach()
+        engine.backward(loss * (world.world_size() / tokens), scale_wrt_gas=False)
+        if batch is not window[-1]:
+            engine.step()
+    norm = engines.gradient_norm(engine)
+    scale = engines.loss_scale(engine)
+    engine.step()
+    torch.distributed.all_reduce(total)
+    if norm is None:
+        norm = engine.get_global_grad_norm()
+    applied = engine.was_step_applied()
+    return StepResult(
+        loss=float(total) / tokens,
+        grad_norm=float(norm) if norm is not None and applied else None,
+        clip_coef=_clip_coefficient(engine, norm) if applied else None,
+        tokens=tokens,
+        applied=applied,
+        loss_scale=scale,
+    )
+
+
+def _summed_loss(engine: Any, inputs: Batch, tokens: int) -> torch.Tensor:
+    """Sum of the micro-batch's cross-entropies, asked for in the words of the model's traits.
+
+    A model whose traits know no such words returns the mean over its valid tokens.
+    """
+    words = engine.ds_llama.traits.sum_loss
+    if words is None:
+        return engine(**inputs).loss * tokens
+    return engine(**inputs, **words).loss
+
+
+def _agree(tokens: int, stop: bool) -> tuple[int, bool]:
+    """Sum of the token counts, and whether any rank wants to stop."""
+    both = torch.tensor([tokens, int(stop)], dtype=torch.int64, device=world.device())
+    torch.distributed.all_reduce(both)
+    count, stops = both.tolist()
+    return count, stops > 0
+
+
+def _clip_coefficient(engine: Any, norm: Any) -> float | None:
+    """What the gradient was multiplied with: min(1, clip / (norm + 1e-6)), as DeepSpeed does."""
+    clip = engine.gradient_clipping()
+    if norm is None or not clip:
+        return None
+    return min(1.0, clip / (float(norm) + 1e-6))

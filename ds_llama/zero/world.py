@@ -1,0 +1,58 @@
+"""The process group that a run lives in: who we are, and how we joined."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+
+TIMEOUT = timedelta(minutes=30)
+
+
+def join(timeout: timedelta = TIMEOUT) -> None:
+    """Join the process group that the launcher described, or a world of one without a launcher.
+
+    DeepSpeed looks for MPI when the launcher's variables are missing, and dies for want of mpi4py;
+    a plain `python train.py` is a world of one process instead.
+    """
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend=get_accelerator().communication_backend_name(),
+            timeout=timeout,
+            verbose=False,
+        )
+
+
+def rank() -> int:
+    """This process's rank; 0 before any process group exists."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else _env("RANK", 0)
+
+
+def world_size() -> int:
+    """Processes in the run, as the process group or the launcher says; 1 without either."""
+    if torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    return _env("WORLD_SIZE", 1)
+
+
+def device() -> torch.device:
+    """The device that this rank computes on."""
+    return torch.device(get_accelerator().current_device_name())
+
+
+def _env(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,37 @@
+"""One rank of `world.launch`: runs every cell of this world size, and writes what came out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from ds_llama.zero import world
+from tests.distributed.cells import cells_of
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    world.join()
+    with (folder / f"rank-{world.rank()}.jsonl").open("w") as out:
+        for name, cell in cells_of(world.world_size()).items():
+            start = time.perf_counter()
+            error = None
+            try:
+                cell(folder / name)
+            except Exception:
+                error = traceback.format_exc()
+            row = {"cell": name, "seconds": time.perf_counter() - start, "error": error}
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+            failed = torch.tensor(int(error is not None))
+            torch.distributed.all_reduce(failed)  # a cell that fails on one rank fails on all
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(next(word for word in sys.argv[1:] if not word.startswith("--local_rank"))))

@@ -1,0 +1,58 @@
+"""One launch of the real deepspeed launcher per world size; all its cells run in that launch.
+
+Importing torch and deepspeed costs seconds, and a process cannot destroy and re-create its
+process group under DeepSpeed, so every cell of a world size shares one set of warm processes. Each
+rank writes one JSON line a cell; the tests of `test_cells.py` read them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+
+def launch(world: int, folder: Path, timeout_s: float = 600) -> dict[str, list[dict[str, object]]]:
+    """Run all cells of `world` processes; outcome of every cell, a list over ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(world)),
+        *("--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
+        *("--module", "tests.distributed.rank", str(folder)),
+    ]
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "DEEPSPEED_TIMEOUT": "5",
+        "TORCH_SHOW_CPP_STACKTRACES": "0",
+    }
+    with (folder / "log.txt").open("w") as log:
+        subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            timeout=timeout_s,
+            check=False,
+        )
+    outcomes: dict[str, list[dict[str, object]]] = {}
+    for path in sorted(folder.glob("rank-*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            outcomes.setdefault(row["cell"], []).append(row)
+    return outcomes
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

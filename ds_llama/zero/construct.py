@@ -96,7 +96,7 @@ def _meta(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:
 
 
 def _zero_init(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:
-    # The dtype comes from the JSON: passed as an argument, zero.Init ignores it without fp16 support.
+    # The dtype comes from the JSON: as an argument it is ignored where fp16 is not supported.
     with deepspeed.zero.Init(config_dict_or_path=resolved.deepspeed):
         return Llama(config, init=False)
 

@@ -15,9 +15,9 @@ class Validate(Hook):
 
     def after_step(self, job: Job, row: Row) -> None:
         every = job.resolved.run.evaluation.every_steps
-        if job.validation is None or not every:
+        if job.validation is None:
             return
-        if job.state.step % every == 0 or job.state.finished:
+        if job.state.finished or (every and job.state.step % every == 0):
             with job.meter.outside_step():
                 result = job.validation()
             row["validation_loss"] = result.loss

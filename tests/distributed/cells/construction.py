@@ -13,8 +13,8 @@ from ds_llama.trainer.build import construct
 from ds_llama.zero import world
 from tests.distributed.runs import make_run
 
-# Of the tiny model's weights at seed 0, in fp32 and bf16, as plain construction at world 1 made them:
-# the same in every cell, at every world size, in every release.
+# Weights of the tiny model at seed 0, as plain construction at world 1 made them: the same in
+# every cell, at every world size, in every release.
 EXPECTED: dict[str, str] = {}
 
 

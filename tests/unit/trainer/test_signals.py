@@ -10,12 +10,10 @@ import time
 import pytest
 
 SCRIPT = """
-import sys, time, ctypes
+import sys, time
 from ds_llama.trainer.signals import StopRequest
 with StopRequest(deadline_s=float(sys.argv[1])) as stop:
     print("ready", flush=True)
-    if sys.argv[2] == "blocked":
-        ctypes.PyDLL(None).sleep(20)      # holds on in C: no bytecode, so no Python handler runs
     while not stop.requested:
         time.sleep(0.01)
     if sys.argv[2] == "slow":

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ds_llama.commit import disk
-from ds_llama.errors import RunError
+from ds_llama.errors import CheckpointError
 
 NAME = ".lock"
 _UNSUPPORTED = {errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS}
@@ -25,7 +25,7 @@ class RunLock:
 
     The lock is the kernel's (flock), so that it is free the moment its holder dies, however it
     dies; the file's content only says who holds it. A file system without flock falls back to that
-    content: a dead process of this host holds nothing. Raises RunError when another run holds it.
+    content: a dead process of this host holds nothing. Raises CheckpointError when another run holds it.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -78,11 +78,11 @@ class RunLock:
                 raise disk.failure(error, "locking the run folder", self.path) from error
             raise self._taken(_holder(descriptor)) from None
 
-    def _taken(self, holder: dict[str, Any]) -> RunError:
+    def _taken(self, holder: dict[str, Any]) -> CheckpointError:
         who = "another run"
         if holder:
             who = "process {pid} on {host}, running since {started}".format(**holder)
-        return RunError(
+        return CheckpointError(
             f"this run folder is in use by {who}",
             where=str(self.path.parent),
             remedy="wait for that run or stop it, or give this one another folder (output=…)",

@@ -12,7 +12,7 @@ import pytest
 
 from ds_llama.commit import lock
 from ds_llama.commit.lock import RunLock
-from ds_llama.errors import RunError
+from ds_llama.errors import CheckpointError
 
 HOLD = """
 import sys, time
@@ -24,7 +24,7 @@ time.sleep(60)
 
 
 def test_the_second_run_stops_with_the_name_of_the_first(tmp_path: Path) -> None:
-    with RunLock(tmp_path), pytest.raises(RunError) as caught:
+    with RunLock(tmp_path), pytest.raises(CheckpointError) as caught:
         RunLock(tmp_path).acquire()
     assert f"in use by process {os.getpid()} on {socket.gethostname()}" in caught.value.what
     assert "running since 2" in caught.value.what
@@ -39,7 +39,7 @@ def test_a_killed_holder_frees_the_lock_at_once(tmp_path: Path) -> None:
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(RunError, match=f"process {holder.pid} on"):
+        with pytest.raises(CheckpointError, match=f"process {holder.pid} on"):
             RunLock(tmp_path).acquire()
     finally:
         holder.send_signal(signal.SIGKILL)
@@ -51,7 +51,7 @@ def test_a_killed_holder_frees_the_lock_at_once(tmp_path: Path) -> None:
 def test_a_holder_that_has_not_written_its_name_yet(tmp_path: Path) -> None:
     with RunLock(tmp_path) as held:
         held.path.write_text("")
-        with pytest.raises(RunError, match="in use by another run"):
+        with pytest.raises(CheckpointError, match="in use by another run"):
             RunLock(tmp_path).acquire()
 
 
@@ -65,8 +65,8 @@ def test_without_flock_the_content_decides(tmp_path: Path, monkeypatch: pytest.M
     dead.wait()
     holder = {"host": socket.gethostname(), "pid": dead.pid, "started": "2026-01-01T00:00:00Z"}
     path.write_text(json.dumps(holder))
-    with RunLock(tmp_path), pytest.raises(RunError, match=f"process {os.getpid()}"):
+    with RunLock(tmp_path), pytest.raises(CheckpointError, match=f"process {os.getpid()}"):
         RunLock(tmp_path).acquire()
     path.write_text(json.dumps({**holder, "host": "elsewhere"}))
-    with pytest.raises(RunError, match=r"on elsewhere, running since 2026-01-01T00:00:00Z"):
+    with pytest.raises(CheckpointError, match=r"on elsewhere, running since 2026-01-01T00:00:00Z"):
         RunLock(tmp_path).acquire()

@@ -1,0 +1,107 @@
+"""Load a Hugging Face folder into a constructed model, whole or partitioned.
+
+Every rank reads only the elements that it keeps: under `zero.Init` its flat slice of each
+parameter (zero.construct.partition_of), else all of them, one parameter at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ds_llama.errors import ModelError
+from ds_llama.weights.folder import ModelFolder, read_config
+
+__all__ = ["load_pretrained_", "read_config"]
+
+# Old conversions store these tables; a model computes them.
+_COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
+
+
+def load_pretrained_(model: nn.Module, folder: str | Path) -> None:
+    """Set every parameter of `model` from the tensors of `folder`, cast to the parameter's dtype.
+
+    Names are Hugging Face's. Tied parameters need one of their names in the folder. To be called
+    before DeepSpeed takes the model over, since its fp32 masters are made from what is there then.
+    Raises ModelError for missing or unexpected names, a wrong shape, or a model that is under an
+    engine already; CallError and CheckpointError for what is wrong with the folder.
+    """
+    groups = _names_of(model)
+    with ModelFolder(folder) as source:
+        chosen = _match(groups, source)
+        for parameter, name in chosen:
+            _check(parameter, name, source)
+        for parameter, name in chosen:
+            _fill(parameter, name, source)
+
+
+def _names_of(model: nn.Module) -> list[tuple[nn.Parameter, list[str]]]:
+    """Every parameter once, with all its names: tied ones have several."""
+    groups: dict[int, tuple[nn.Parameter, list[str]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), (parameter, []))[1].append(name)
+    return list(groups.values())
+
+
+def _match(
+    groups: list[tuple[nn.Parameter, list[str]]], source: ModelFolder
+) -> list[tuple[nn.Parameter, str]]:
+    available = set(source.names)
+    chosen, missing, known = [], [], set()
+    for parameter, names in groups:
+        known.update(names)
+        name = next((name for name in names if name in available), None)
+        if name is None:
+            missing.append(names[0])
+        else:
+            chosen.append((parameter, name))
+    unexpected = [n for n in source.names if n not in known and not _COMPUTED.fullmatch(n)]
+    if missing or unexpected:
+        parts = [f"it lacks {_some(missing)}"] if missing else []
+        parts += [f"the model has no {_some(unexpected)}"] if unexpected else []
+        raise ModelError(
+            f"the weights are of another model: {' and '.join(parts)}",
+            where=str(source.path),
+            remedy="build the model from the config.json of that folder",
+        )
+    return chosen
+
+
+def _check(parameter: nn.Parameter, name: str, source: ModelFolder) -> None:
+    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+    found = source.spec(name).shape
+    if found != shape:
+        raise ModelError(
+            f"{name} has shape {list(found)} in the folder and {list(shape)} in the model",
+            where=str(source.path),
+            remedy="build the model from the config.json of that folder",
+        )
+    if hasattr(parameter, "_z3_optimizer") or hasattr(parameter, "_hp_mapping"):
+        raise ModelError(
+            "the model is under a DeepSpeed engine already, whose fp32 masters would not change",
+            where=name,
+            remedy="load the weights between construction and register",
+        )
+
+
+def _fill(parameter: nn.Parameter, name: str, source: ModelFolder) -> None:
+    if hasattr(parameter, "ds_id"):
+        # DeepSpeed takes seconds to import, and only a partitioned parameter needs it.
+        from ds_llama.zero.construct import partition_of
+
+        target, start, stop = partition_of(parameter)
+    else:
+        target, start, stop = parameter.data.view(-1), 0, parameter.numel()
+    with torch.no_grad():
+        target[stop - start :].zero_()
+        target[: stop - start].copy_(source.read(name, start, stop))
+
+
+def _some(names: Iterable[str], limit: int = 3) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

@@ -1,0 +1,206 @@
+"""The safetensors file format, read by element range and written one tensor at a time.
+
+    8 bytes: length N of the header, little endian
+    N bytes: {"name": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, …}, JSON
+    the tensors' bytes, little endian, row major, without holes, at those offsets
+
+(https://github.com/huggingface/safetensors#format.) The safetensors package maps whole files and
+its writer wants all tensors of a file at once, serialised; here a rank that needs a slice of a
+tensor reads those bytes, and the writer holds one tensor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from ds_llama.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
+_WRITE_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a tensor is, before it exists."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the file."""
+        return self.numel * self.dtype.itemsize
+
+
+class Reader:
+    """An open safetensors file: `specs` by name, and `read` of any range of a tensor's elements.
+
+    Raises CheckpointError for a file that is missing, cut off or not safetensors; names and
+    offsets are checked before anything is read. Use as a context manager.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = path.open("rb", buffering=0)
+        except OSError as error:
+            raise self._bad(f"cannot be opened: {error.strerror}") from error
+        try:
+            self._starts: dict[str, int] = {}
+            self.specs: dict[str, Spec] = {}
+            self._read_header()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Elements start … stop of a tensor, row major: 1-D, in the file's dtype, on the CPU."""
+        spec = self.specs[name]
+        stop = spec.numel if stop is None else stop
+        found = torch.empty(stop - start, dtype=spec.dtype)
+        if found.numel() == 0:
+            return found
+        view = _bytes_of(found)
+        self._file.seek(self._starts[name] + start * spec.dtype.itemsize)
+        while view.nbytes:
+            count = self._file.readinto(view)
+            if not count:
+                raise self._bad(f"ends inside {name}")
+            view = view[count:]
+        return found
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def _read_header(self) -> None:
+        total = os.fstat(self._file.fileno()).st_size
+        prefix = self._file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, total - 8):
+            raise self._bad("is no safetensors file, or is cut off in its header")
+        try:
+            header = json.loads(self._file.read(length))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                self._add(name, entry, 8 + length, total)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"has a damaged header ({type(error).__name__}: {error})"
+            raise self._bad(what) from error
+
+    def _add(self, name: str, entry: Mapping[str, Any], base: int, total: int) -> None:
+        if entry["dtype"] not in DTYPES:
+            raise self._bad(f"holds {name} as {entry['dtype']}, which is not supported")
+        shape = tuple(int(size) for size in entry["shape"])
+        spec, (start, stop) = Spec(DTYPES[entry["dtype"]], shape), entry["data_offsets"]
+        if min(shape, default=0) < 0 or start < 0 or stop - start != spec.num_bytes:
+            raise self._bad(f"has a damaged header: {name} does not fill its bytes")
+        if base + stop > total:
+            raise self._bad(f"is cut off: {name} ends beyond it")
+        self.specs[name], self._starts[name] = spec, base + start
+
+    def _bad(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path.name} {what}",
+            where=str(self.path),
+            remedy="copy or download the file again",
+        )
+
+
+class Writer:
+    """A safetensors file being written: `add` every tensor in the order of `specs`, then `close`.
+
+    The file is on the disk when `close` returns. Raises OSError as the disk gives it.
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, Spec]) -> None:
+        self._left = list(specs.items())
+        self._left.reverse()
+        self._file = path.open("wb")
+        self._file.write(_header(specs))
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write the next tensor; it has to be the one that the header says."""
+        expected, spec = self._left.pop()
+        assert (name, tensor.dtype, tuple(tensor.shape)) == (expected, spec.dtype, spec.shape)
+        flat = tensor.detach().contiguous().cpu().view(-1)
+        view = _bytes_of(flat)
+        for start in range(0, view.nbytes, _WRITE_BYTES):
+            self._file.write(view[start : start + _WRITE_BYTES])
+
+    def close(self) -> None:
+        """Finish the file; every tensor of the header must have been added."""
+        assert not self._left, f"{self._left[-1][0]} was not written"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close an unfinished file; what is still to be flushed to a full disk does not matter."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def write(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write a whole file of tensors that exist already."""
+    found = dict(tensors)
+    specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in found.items()}
+    writer = Writer(path, specs)
+    for name, tensor in found.items():
+        writer.add(name, tensor)
+    writer.close()
+
+
+def _bytes_of(flat: torch.Tensor) -> memoryview:
+    """The memory of a 1-D CPU tensor; NumPy has no bfloat16, so it goes through bytes."""
+    array: Any = flat.view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def _header(specs: Mapping[str, Spec]) -> bytes:
+    # transformers refuses a file that does not say which framework wrote it.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, spec in specs.items():
+        end = offset + spec.num_bytes
+        entry = {"dtype": _CODES[spec.dtype], "shape": spec.shape, "data_offsets": (offset, end)}
+        header[name], offset = entry, end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # aligned tensors can be mapped
+    return struct.pack("<Q", len(text)) + text

@@ -1,0 +1,193 @@
+"""A Hugging Face folder in the making: files planned first, then written tensor by tensor.
+
+The finished folder is renamed to its name, so that a reader never sees a part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds_llama.config.model import LlamaConfig
+from ds_llama.errors import CheckpointError, DsLlamaError
+from ds_llama.weights.folder import INDEX, SINGLE, TOKENIZER_FILES
+from ds_llama.weights.tensorfile import Spec, Writer
+
+MAX_SHARD_BYTES = 4 << 30
+
+
+def write_folder(
+    out: str | Path,
+    config: LlamaConfig,
+    specs: Mapping[str, Spec],
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    tokenizer: Any = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Write a Hugging Face folder from a stream of tensors, in one process.
+
+    specs: every tensor's dtype and shape in the file, in the order in which `tensors` yields them;
+    the tensors are cast to it. Errors as for `export_model`.
+    """
+    folder = None
+    try:
+        folder = FolderWriter(Path(out), config, specs, tokenizer, max_shard_bytes)
+        for name, tensor in tensors:
+            folder.add(name, tensor)
+        folder.publish()
+    except OSError as error:
+        raise explained(error, out) from error
+    finally:
+        if folder is not None:
+            folder.discard()
+    return Path(out)
+
+
+class FolderWriter:
+    """A model folder in the making, beside the name that it will have.
+
+    Raises CheckpointError when something that is no export stands at `out`, OSError as the disk
+    gives it.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: LlamaConfig,
+        specs: Mapping[str, Spec],
+        tokenizer: Any,
+        max_shard_bytes: int,
+    ) -> None:
+        self.out, self.staged = out, out.with_name(f".{out.name}.staging")
+        _check_target(out)
+        self.specs = dict(specs)
+        self.files = plan(self.specs, max_shard_bytes)
+        shutil.rmtree(self.staged, ignore_errors=True)
+        self.staged.mkdir(parents=True)
+        self._writer: Writer | None = None
+        self._file = ""
+        _write_configs(self.staged, config, self.specs)
+        _write_tokenizer(self.staged, tokenizer)
+        if len(set(self.files.values())) > 1:
+            _write_index(self.staged, self.files, self.specs)
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Write the next tensor of `specs`, cast to its dtype there."""
+        if self.files[name] != self._file:
+            self._finish_file()
+            self._file = self.files[name]
+            held = {n: s for n, s in self.specs.items() if self.files[n] == self._file}
+            self._writer = Writer(self.staged / self._file, held)
+        assert self._writer is not None
+        self._writer.add(name, tensor.detach().to(self.specs[name].dtype))
+
+    def publish(self) -> None:
+        """Close the last file and give the folder its name; a former export goes."""
+        self._finish_file()
+        former = self.out.with_name(f".{self.out.name}.former")
+        shutil.rmtree(former, ignore_errors=True)
+        if self.out.exists():
+            os.rename(self.out, former)
+        os.rename(self.staged, self.out)
+        shutil.rmtree(former, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove what is not published; nothing to do after `publish`."""
+        if self._writer is not None:
+            self._writer.abandon()
+        shutil.rmtree(self.staged, ignore_errors=True)
+
+    def _finish_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def plan(specs: Mapping[str, Spec], max_shard_bytes: int) -> dict[str, str]:
+    """Which file each tensor goes to: files are filled in order, none beyond `max_shard_bytes`.
+
+    A tensor that is larger than that has a file of its own.
+    """
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, spec in specs.items():
+        if shards[-1] and used + spec.num_bytes > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += spec.num_bytes
+    if len(shards) == 1:
+        return dict.fromkeys(specs, SINGLE)
+    count = len(shards)
+    return {
+        name: f"model-{number:05d}-of-{count:05d}.safetensors"
+        for number, names in enumerate(shards, 1)
+        for name in names
+    }
+
+
+def explained(error: OSError | DsLlamaError, out: str | Path) -> DsLlamaError:
+    """What the user is told when the disk refuses an export to `out`."""
+    if isinstance(error, DsLlamaError):
+        return error
+    return CheckpointError(
+        f"the export failed: {error.strerror or error}; a former export is as it was",
+        where=str(error.filename or out),
+        remedy="free space there, make the folder writable, or export elsewhere",
+    )
+
+
+def _check_target(out: Path) -> None:
+    if out.exists() and not (out / "config.json").exists() and any(_content(out)):
+        raise CheckpointError(
+            "there is something else where the export should go",
+            where=str(out),
+            remedy="give a new folder, or one that holds an export",
+        )
+
+
+def _content(out: Path) -> Iterator[Path]:
+    return out.iterdir() if out.is_dir() else iter([out])
+
+
+def _write_configs(folder: Path, config: LlamaConfig, specs: Mapping[str, Spec]) -> None:
+    names = {str(spec.dtype).removeprefix("torch.") for spec in specs.values()}
+    dtype = names.pop() if len(names) == 1 else "float32"
+    hf = config.to_hf()
+    # transformers 5 reads either key, 4 the older one.
+    _write_json(folder / "config.json", {**hf, "torch_dtype": dtype})
+    ids = {key: hf.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    known = {key: value for key, value in ids.items() if value is not None}
+    _write_json(folder / "generation_config.json", {"_from_model_config": True, **known})
+
+
+def _write_index(folder: Path, files: Mapping[str, str], specs: Mapping[str, Spec]) -> None:
+    total = {
+        "total_parameters": sum(spec.numel for spec in specs.values()),
+        "total_size": sum(spec.num_bytes for spec in specs.values()),
+    }
+    _write_json(folder / INDEX, {"metadata": total, "weight_map": dict(files)})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
+    if tokenizer is None:
+        return
+    if not isinstance(tokenizer, (str, Path)):
+        tokenizer.save(folder)
+        return
+    source = Path(tokenizer)
+    found = [source] if source.is_file() else [source / name for name in TOKENIZER_FILES]
+    for file in found:
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)

@@ -1,0 +1,191 @@
+"""DeepSpeed's compiled ops, built before the ranks start.
+
+Left alone, DeepSpeed compiles an op at its first use, in every rank, a minute or more without a
+word, and a build that was killed leaves a lock on which each later run waits for ever
+(torch/utils/file_baton.py). Here one process builds, under a lock that its death releases, says
+what it does and how long that takes, and clears the lock of a dead build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ds_llama.errors import MachineError
+from ds_llama.launcher import baton
+from ds_llama.launcher.environment import rank_environment
+from ds_llama.launcher.processes import end_group
+from ds_llama.launcher.progress import Announcement
+
+TIMEOUT_S = 1200.0
+
+
+@dataclass(frozen=True)
+class Op:
+    """`lasts` is what cold builds took on two cores of x86-64 servers, busy ones included."""
+
+    builder: str
+    lasts: str = "1 to 2 minutes"
+
+
+OPS = {
+    "async_io": Op("AsyncIOBuilder", "2 to 4 minutes"),
+    "cpu_adagrad": Op("CPUAdagradBuilder"),
+    "cpu_adam": Op("CPUAdamBuilder"),
+    "cpu_lion": Op("CPULionBuilder"),
+    "fused_adam": Op("FusedAdamBuilder"),
+    "pin_memory": Op("PinMemoryBuilder", "half a minute"),
+    "shm_comm": Op("ShareMemCommBuilder"),
+}
+_ON_HOST = {"adam": "cpu_adam", "adamw": "cpu_adam", "adagrad": "cpu_adagrad", "lion": "cpu_lion"}
+_INSTALL = (
+    "install a C++ compiler and Python's headers (Debian, Ubuntu: apt install g++ python3-dev; "
+    "Fedora, RHEL: dnf install gcc-c++ python3-devel)"
+)
+
+
+def needed(deepspeed: Mapping[str, Any]) -> list[str]:
+    """Names of the ops that training under this DeepSpeed JSON compiles.
+
+    Without an offload there are none: the optimizer is torch's fused AdamW, unless the JSON names
+    one of DeepSpeed's own.
+    """
+    zero = _section(deepspeed, "zero_optimization")
+    optimizer_to = _section(zero, "offload_optimizer").get("device", "none")
+    parameters_to = _section(zero, "offload_param").get("device", "none")
+    section = _section(deepspeed, "optimizer")
+    kind = str(section.get("type", "")).lower()
+    names = []
+    if optimizer_to in ("cpu", "nvme"):
+        names.append(_ON_HOST.get(kind or "adamw", "cpu_adam"))
+    elif kind in ("adam", "adamw") and not _section(section, "params").get("torch_adam", False):
+        names.append("fused_adam")
+    if "nvme" in (optimizer_to, parameters_to):
+        names.append("async_io")
+    return names
+
+
+def build(names: Iterable[str], *, timeout_s: float = TIMEOUT_S) -> None:
+    """Compile those of `names` that are not compiled yet; says so on stderr.
+
+    Raises MachineError when there is no compiler, when a build fails (with the compiler's first
+    error), or when `timeout_s` is over, waiting for another build included.
+    """
+    wanted = [name for name in dict.fromkeys(names) if not is_built(name)]
+    if not wanted:
+        return
+    _require_compiler()
+    root = _root()
+    root.mkdir(parents=True, exist_ok=True)
+    with baton.held(root / "ds_llama.lock", timeout_s):
+        for name in wanted:
+            if not is_built(name):  # another process may have built it while we waited
+                baton.clear_stale(root, name, timeout_s)
+                _build_one(name, root, timeout_s)
+
+
+def is_built(name: str) -> bool:
+    """Whether this environment's build of the op is on disk."""
+    try:
+        stamp = json.loads(_stamp(name).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(stamp.get("key") == _key() and Path(stamp.get("library", "")).is_file())
+
+
+def _build_one(name: str, root: Path, timeout_s: float) -> None:
+    op, log = OPS[name], root / f"ds_llama-{name}.log"
+    command = [sys.executable, "-m", "ds_llama.launcher.build_op", name]
+    text = (
+        f"compiling DeepSpeed's {name} for this machine (once; about {op.seconds} s on two cores)"
+    )
+    with Announcement(text) as announcement, log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            env=rank_environment(1),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = announcement.wait(process, timeout_s)
+        finally:
+            end_group(process.pid)
+            process.wait()
+    lines = log.read_text(errors="replace").strip().splitlines()
+    if code is None:
+        raise _failure(name, log, f"was not compiled within {timeout_s:g} s", "free the machine")
+    if code != 0 or not lines or not Path(lines[-1]).is_file():
+        raise _failure(name, log, f"did not compile: {_first_error(lines)}", _INSTALL)
+    _stamp(name).write_text(json.dumps({"key": _key(), "library": lines[-1]}))
+
+
+def _failure(name: str, log: Path, what: str, remedy: str) -> MachineError:
+    return MachineError(
+        f"DeepSpeed's {name} {what}",
+        where=str(log),
+        remedy=f"{remedy}; what the compiler said is in the file named above",
+    )
+
+
+def _first_error(lines: list[str]) -> str:
+    marks = ("error:", "fatal:", "Error:", "cannot find")
+    wrong = [line.strip() for line in lines if any(mark in line for mark in marks)]
+    return (wrong or lines[-1:] or ["no output"])[0][:200]
+
+
+def _require_compiler() -> None:
+    compiler = _compiler()
+    if shutil.which(compiler) is None:
+        raise MachineError(
+            f"no C++ compiler: {compiler!r} is not on PATH",
+            where="CXX" if "CXX" in os.environ else "PATH",
+            remedy=_INSTALL,
+        )
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "c++").split()[0]
+
+
+def _root() -> Path:
+    """Where torch.utils.cpp_extension builds."""
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if given:
+        return Path(given)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache, "torch_extensions")
+
+
+def _stamp(name: str) -> Path:
+    return _root() / f"ds_llama-{name}-{_key()[:12]}.json"
+
+
+def _key() -> str:
+    """What a build depends on: another value of any of these means another build."""
+    env = rank_environment(1)
+    facts = [
+        sys.version,
+        sys.prefix,
+        metadata.version("torch"),
+        metadata.version("deepspeed"),
+        shutil.which("ninja", path=env["PATH"]),
+        shutil.which(_compiler()),
+        env.get("DS_ACCELERATOR"),
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _section(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = parent.get(name)
+    return found if isinstance(found, Mapping) else {}

@@ -1,0 +1,175 @@
+"""Start DeepSpeed's launcher as a child, pass signals on, and leave no process behind.
+
+    ds-llama train --nproc 2            supervises: signals, exit code, what is left over
+      └ deepspeed.launcher.runner       argv to world info; deaf to signals
+          └ deepspeed.launcher.launch   environment of each rank; ends all when one fails
+              ├ ds_llama train  rank 0
+              └ ds_llama train  rank 1
+
+All of them are one process group of their own, so a Ctrl-C at the terminal reaches the top one
+only, and what is left at the end is ended by that group.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import psutil
+
+from ds_llama.errors import CallError, RunError
+from ds_llama.launcher import command, marks, ops
+from ds_llama.launcher.environment import rank_environment
+from ds_llama.launcher.orphan import SUPERVISOR
+from ds_llama.launcher.processes import end_group, kill_group
+
+if TYPE_CHECKING:
+    from ds_llama.config.run import Run
+
+# DeepSpeed's launch.py gives a rank 30 s between asking it to end and killing it.
+PATIENCE_S = 40.0
+
+
+def launch(
+    arguments: Sequence[str],
+    run: Run | None = None,
+    *,
+    nproc: int | None = None,
+    hostfile: Path | str | None = None,
+    module: str = "ds_llama",
+) -> int:
+    """Run `python -m module arguments…` on every rank; the exit code of the run.
+
+    0 only when every rank said that it finished; 128 + n when signal n ended the run or a rank;
+    else the code of the first rank that failed. SIGINT and SIGTERM are passed on once, the ranks
+    have 40 s to save, and a second one ends everything at once. The ops that `run` needs are
+    compiled first.
+
+    With `hostfile` the file is checked and given to DeepSpeed's runner (pdsh over ssh) together
+    with the module and the arguments. Supervision ends at this machine then: a signal ends the
+    connections, the other hosts' ranks end when DeepSpeed notices, and ops are compiled by the
+    ranks themselves.
+
+    Raises CallError for a call that cannot work, MachineError when an op does not compile, and
+    RunError when a process between here and the ranks was killed.
+    """
+    if (nproc is None) == (hostfile is None):
+        raise CallError(
+            "one of --nproc and --hostfile says where the ranks run",
+            where="command line",
+            remedy="give --nproc N for this machine, or --hostfile FILE for several",
+        )
+    env = rank_environment(nproc or 1)
+    if nproc is not None:
+        argv, world_size = command.local(arguments, nproc, env, module), nproc
+        if Path("/sys/class/net/lo").exists():
+            # gloo would look up this host's name, which containers and laptops often cannot.
+            env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        ops.build(ops.needed(run.deepspeed) if run is not None else [])
+    else:
+        assert hostfile is not None
+        argv, world_size = command.multinode(arguments, hostfile, module)
+        del env["OMP_NUM_THREADS"]
+    with tempfile.TemporaryDirectory(prefix="ds-llama-") as folder:
+        if nproc is not None:
+            env.update({marks.FOLDER: folder, SUPERVISOR: str(os.getpid())})
+        code = _Launch(argv, env, local=nproc is not None).run()
+        if code == 0 and nproc is not None:
+            _require_finished(Path(folder), world_size)
+    return code
+
+
+def _require_finished(folder: Path, world_size: int) -> None:
+    missing = marks.unfinished(folder, world_size)
+    if missing:
+        raise RunError(
+            f"{len(missing)} of {world_size} ranks did not finish",
+            where="rank " + ", ".join(map(str, missing)),
+            remedy="see above for what ended them; a launcher that was killed ends its ranks",
+        )
+
+
+class _Launch:
+    """One child and its process group."""
+
+    def __init__(self, argv: Sequence[str], env: dict[str, str], *, local: bool) -> None:
+        self._argv, self._env, self._local = argv, env, local
+        self._signum: int | None = None
+        self._timer = threading.Timer(PATIENCE_S, self._kill)
+        self._timer.daemon = True
+
+    def run(self) -> int:
+        """Start, wait, clean up; the exit code as a shell would give it."""
+        sys.stdout.flush()
+        with self._signals():
+            self._child = subprocess.Popen(
+                self._argv, env=self._env, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+            try:
+                if self._signum is not None:
+                    self._pass_on()
+                code = self._child.wait()
+            finally:
+                self._timer.cancel()
+                end_group(self._child.pid)
+                self._child.wait()
+        return 128 + self._signum if self._signum is not None else exit_code(code)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        both = (signal.SIGINT, signal.SIGTERM)
+        before = {signum: signal.signal(signum, self._receive) for signum in both}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum is not None:
+            self._kill()
+            return
+        self._signum = signum
+        self._timer.start()
+        if hasattr(self, "_child"):
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Have the ranks asked to end.
+
+        The runner itself does not pass signals on when local, and runs `pkill -f` on every host
+        when not, which kills other people's jobs: its own child is asked instead.
+        """
+        with suppress(psutil.Error, OSError):
+            runner = psutil.Process(self._child.pid)
+            below = runner.children()
+            if not self._local:
+                runner.kill()
+            for process in below if below else [runner]:
+                process.send_signal(signal.SIGTERM)
+
+    def _kill(self) -> None:
+        kill_group(self._child.pid)
+
+
+def exit_code(code: int) -> int:
+    """A shell's exit code for what the launcher's exit says.
+
+    launch.py leaves with its rank's negative code, which the system cuts to 8 bits: a rank that
+    signal 9 killed gives 256 - 9 = 247.
+    """
+    if code < 0:
+        return 128 - code
+    return 128 + (256 - code) if code > 256 - signal.NSIG else code

@@ -1,0 +1,100 @@
+"""Causal grouped-query attention (Ainslie et al. 2023) through torch's SDPA.
+
+Without padding no mask exists: SDPA's causal path is used, which is the flash kernel where there is
+one (on the CPU too). A dense mask is made once per forward pass, for all layers, when a batch is
+padded or when several new tokens meet a cache.
+
+Legend: B batch, T tokens, S tokens attended to (past ones included), D model, H query heads,
+K key/value heads, d head dim.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ds_llama.config import LlamaConfig
+from ds_llama.errors import ModelError
+from ds_llama.model.cache import Cache
+from ds_llama.model.linear import Linear
+from ds_llama.model.rope import rotate
+
+
+class Attention(nn.Module):
+    """The attention half of a block; `layer` is its place in a Cache."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        width, bias = config.hidden_size, config.attention_bias
+        self.layer, self.head_dim, self.dropout = layer, config.head_dim, config.attention_dropout
+        self.q_proj = Linear(width, config.attention_size, bias=bias)
+        self.k_proj = Linear(width, config.key_value_size, bias=bias)
+        self.v_proj = Linear(width, config.key_value_size, bias=bias)
+        self.o_proj = Linear(config.attention_size, width, bias=bias)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """mask: bool (B or 1, 1, T, S), True where a query may look; None is causal."""
+        heads = (*x_BTD.shape[:2], -1, self.head_dim)
+        q_BTHd, k_BTKd = self.q_proj(x_BTD).view(heads), self.k_proj(x_BTD).view(heads)
+        v_BKTd = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        q_BTHd, k_BTKd = rotate(q_BTHd, k_BTKd, cos, sin)
+        q_BHTd, k_BKSd, v_BKSd = q_BTHd.transpose(1, 2), k_BTKd.transpose(1, 2), v_BKTd
+        if cache is not None:
+            k_BKSd, v_BKSd = cache.update(self.layer, k_BKSd, v_BKTd)
+        out_BHTd = attend(q_BHTd, k_BKSd, v_BKSd, mask, self.dropout if self.training else 0.0)
+        return self.o_proj(out_BHTd.transpose(1, 2).flatten(2))
+
+
+def attend(
+    q_BHTd: Tensor, k_BKSd: Tensor, v_BKSd: Tensor, mask: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """softmax(q k / sqrt(d)) v; causal where `mask` is None. Masked-out rows give zeros."""
+    groups = q_BHTd.shape[1] // k_BKSd.shape[1]
+    # On CUDA no fused kernel takes a mask and grouped heads at once: SDPA would fall back to one
+    # that holds the whole T x S matrix.
+    fused = mask is None or q_BHTd.device.type == "cpu"
+    if groups > 1 and not fused:
+        k_BKSd, v_BKSd = (t.repeat_interleave(groups, dim=1) for t in (k_BKSd, v_BKSd))
+    return F.scaled_dot_product_attention(
+        q_BHTd,
+        k_BKSd,
+        v_BKSd,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None and q_BHTd.shape[2] > 1,
+        enable_gqa=groups > 1 and fused,
+    )
+
+
+def dense_mask(
+    padding_BS: Tensor | None, past: int, shape: torch.Size, device: torch.device
+) -> Tensor | None:
+    """Where each of T new tokens may look, bool (B or 1, 1, T, S); None where causal says it all.
+
+    padding_BS: the caller's attention_mask, nonzero for real tokens, past ones included.
+    shape: (B, T) of the new tokens. Raises ModelError when the mask has another shape.
+    """
+    batch, tokens = shape
+    if padding_BS is not None and tuple(padding_BS.shape) != (batch, past + tokens):
+        raise ModelError(
+            f"attention_mask has shape {tuple(padding_BS.shape)}, "
+            f"input_ids and past need {(batch, past + tokens)}",
+            where="attention_mask",
+            remedy="give one row per sequence with a 0 or 1 for every token, past ones included",
+        )
+    if padding_BS is not None and not torch.compiler.is_compiling() and bool(padding_BS.all()):
+        padding_BS = None  # one look at the values buys the causal kernel for every layer
+    if padding_BS is None and (past == 0 or tokens == 1):
+        return None
+    causal_TS = torch.ones(tokens, past + tokens, dtype=torch.bool, device=device).tril(past)
+    if padding_BS is None:
+        return causal_TS[None, None]
+    return causal_TS & padding_BS.to(device=device, dtype=torch.bool)[:, None, None, :]

@@ -19,6 +19,7 @@ from ds_llama.config.base import Frozen, Real, Whole, problems_of
 from ds_llama.config.files import read_object
 from ds_llama.config.problems import Problem, did_you_mean, nearest, raise_errors
 from ds_llama.config.rope import RopeParameters, read_rope
+from ds_llama.errors import ConfigErrors
 
 # Keys of a config.json that do not describe the network: known, so that they are no typing mistake.
 NOT_ARCHITECTURE = frozenset(
@@ -65,7 +66,8 @@ class LlamaConfig(Frozen):
     def _check(
         cls, data: Any, handler: ModelWrapValidatorHandler[LlamaConfig], info: ValidationInfo
     ) -> LlamaConfig:
-        path = (info.context or {}).get("path", "LlamaConfig")
+        place = {"path": "LlamaConfig", "prefix": "", **(info.context or {})}
+        path, prefix = place["path"], place["prefix"]
         derived = False
         if isinstance(data, Mapping):
             derived = data.get("head_dim") is None
@@ -73,10 +75,10 @@ class LlamaConfig(Frozen):
         try:
             config = handler(data)
         except ValidationError as error:
-            raise_errors([p.to_error(path) for p in problems_of(error, LlamaConfig)])
-            raise
+            found = problems_of(error, LlamaConfig, prefix)
+            raise ConfigErrors([problem.to_error(path) for problem in found]) from None
         problems = [*_shape_problems(config, derived), *config.rope_parameters.problems()]
-        raise_errors([problem.to_error(path) for problem in problems])
+        raise_errors([problem.to_error(path, prefix) for problem in problems])
         return config
 
     @classmethod
@@ -151,8 +153,12 @@ class LlamaConfig(Frozen):
         return 6 * self.num_matmul_parameters + attention
 
 
-def from_mapping(raw: Mapping[str, Any], *, path: str, strict: bool) -> LlamaConfig:
-    """`LlamaConfig` of a mapping in config.json's words; `path` is named in the messages.
+def from_mapping(
+    raw: Mapping[str, Any], *, path: str, strict: bool, prefix: str = ""
+) -> LlamaConfig:
+    """`LlamaConfig` of a mapping in config.json's words.
+
+    Messages name `path` and the key, `prefix` put before it.
 
     `strict` is for what a person wrote for this package: an unknown key is an error there. Without
     it only a key that misspells one of the network's is.
@@ -166,10 +172,10 @@ def from_mapping(raw: Mapping[str, Any], *, path: str, strict: bool) -> LlamaCon
         if strict or (meant and meant not in raw):
             remedy = did_you_mean(key, fields)
             problems.append(Problem("unknown-key", "error", key, f"unknown key {key!r}", remedy))
-    raise_errors([problem.to_error(path) for problem in problems])
+    raise_errors([problem.to_error(path, prefix) for problem in problems])
     if rope:
         values["rope_parameters"] = rope
-    return LlamaConfig.model_validate(values, context={"path": path})
+    return LlamaConfig.model_validate(values, context={"path": path, "prefix": prefix})
 
 
 def _filled(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,10 @@ class Problem:
     def to_dict(self) -> dict[str, str]:
         return asdict(self)
 
-    def to_error(self, path: str) -> ConfigError:
-        """As an exception whose `where` is `file:key`."""
-        return ConfigError(self.message, where=at(path, self.key), remedy=self.remedy)
+    def to_error(self, path: str, prefix: str = "") -> ConfigError:
+        """As an exception whose `where` is `file:key`, `prefix` put before the key."""
+        key = ".".join(part for part in (prefix, self.key) if part)
+        return ConfigError(self.message, where=at(path, key), remedy=self.remedy)
 
 
 def at(path: str, key: str) -> str:

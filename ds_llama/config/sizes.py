@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ds_llama.config.files import read_object
 from ds_llama.config.model import LlamaConfig, from_mapping
@@ -21,10 +22,14 @@ def presets() -> list[str]:
 @cache
 def preset(name: str) -> LlamaConfig:
     """The LlamaConfig of a shipped size; ConfigError with the nearest name when there is none."""
+    return from_mapping(raw_preset(name), path=str(_FOLDER / f"{name}.json"), strict=True)
+
+
+def raw_preset(name: str, *, where: str = "preset") -> dict[str, Any]:
+    """The content of a preset's file, for keys to be laid over it."""
     known = presets()
     if name not in known:
         raise ConfigError(
-            f"no preset is called {name!r}", where="preset", remedy=did_you_mean(name, known)
+            f"no preset is called {name!r}", where=where, remedy=did_you_mean(name, known)
         )
-    path = _FOLDER / f"{name}.json"
-    return from_mapping(read_object(path), path=str(path), strict=True)
+    return read_object(_FOLDER / f"{name}.json")

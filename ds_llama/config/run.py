@@ -1,0 +1,181 @@
+"""The run tree: what one training run is, as its JSON says it. Every section is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    Strict,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from ds_llama.config.base import Frozen, Real, Whole
+from ds_llama.config.model import NOT_ARCHITECTURE, LlamaConfig
+
+SOURCES = ("preset", "config", "pretrained")
+MODEL_KEYS = frozenset({*SOURCES, *LlamaConfig.model_fields, *NOT_ARCHITECTURE})
+
+Positive = Annotated[Whole, Field(gt=0)]
+
+
+class ModelSource(Frozen):
+    """Where the architecture comes from; `keys` are config.json keys laid over it, or all of it."""
+
+    preset: str | None = None
+    config: str | dict[str, Any] | None = None
+    pretrained: str | None = None
+    keys: dict[str, Any] = Field(default={}, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _collect(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "keys" in data:
+            return data
+        keys = {name: value for name, value in data.items() if name not in SOURCES}
+        return {**{name: data[name] for name in SOURCES if name in data}, "keys": keys}
+
+    @model_serializer(mode="wrap")
+    def _flatten(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        named = {name: getattr(self, name) for name in SOURCES if getattr(self, name) is not None}
+        return {**named, **self.keys}
+
+
+class Corpus(Frozen):
+    """One of several shards, and how often it is drawn from."""
+
+    path: str = Field(min_length=1)
+    weight: Real = Field(default=1.0, gt=0)
+
+
+class DataConfig(Frozen):
+    """Shards by their prefix, relative to the working directory."""
+
+    train: str | Annotated[tuple[Corpus, ...], Strict(False), Field(min_length=1)]
+    validation: str | None = None
+    sequence_length: Whole = Field(default=2048, ge=2)
+    tokenizer: str | None = None
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        """A list may hold bare paths, each with weight 1."""
+        if isinstance(value, list):
+            return [{"path": item} if isinstance(item, str) else item for item in value]
+        return value
+
+
+class OptimizerConfig(Frozen):
+    """AdamW and the learning rate over the run; defaults are the LLaMA papers'."""
+
+    type: Literal["AdamW"] = "AdamW"
+    lr: Real = Field(default=3e-4, ge=0)
+    betas: Annotated[
+        tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]],
+        Strict(False),
+    ] = (0.9, 0.95)
+    eps: Real = Field(default=1e-8, gt=0)
+    weight_decay: Real = Field(default=0.1, ge=0)
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    warmup_steps: Whole = Field(default=0, ge=0)
+    min_lr_ratio: Real = Field(default=0.1, ge=0, le=1)
+    decay_steps: Positive | None = None
+
+
+class TrainConfig(Frozen):
+    """How long and in which batches. One pass over the data when neither length is given."""
+
+    steps: Positive | None = None
+    epochs: Annotated[Real, Field(gt=0)] | None = None
+    global_batch_size: Positive | None = None
+    micro_batch_size: Positive | None = None
+    seed: Whole = Field(default=0, ge=0, lt=2**63)
+    log_every_steps: Positive = 1
+    accounting: bool = False
+
+
+class EvaluationConfig(Frozen):
+    """When the held-out shard is read; None for `every_steps` means at the end."""
+
+    every_steps: Positive | None = None
+    max_batches: Positive | None = None
+
+
+class CheckpointConfig(Frozen):
+    """What is saved and what is kept; None for `every_steps` means at the end."""
+
+    every_steps: Positive | None = None
+    keep_last: Positive = 3
+    keep_every_steps: Positive | None = None
+    export: bool = True
+
+
+class WandbConfig(Frozen):
+    """Weights & Biases; the key comes from its own login or environment, never from here."""
+
+    project: str = "ds-llama"
+    name: str | None = None
+    entity: str | None = None
+    mode: Literal["online", "offline", "disabled"] | None = None
+    tags: Annotated[tuple[str, ...], Strict(False)] = ()
+
+
+class TrackingConfig(Frozen):
+    """Where the metrics go besides `metrics.jsonl`."""
+
+    wandb: WandbConfig | None = None
+    tensorboard: bool = False
+    console: bool = True
+
+
+class Run(Frozen):
+    """One run. `deepspeed` holds the DeepSpeed JSON's content, whichever way it was named."""
+
+    model: ModelSource
+    data: DataConfig
+    optimizer: OptimizerConfig | None = None
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    deepspeed: dict[str, Any]
+    output: str = Field(default="runs/run", min_length=1)
+    resolved: dict[str, Any] | None = Field(
+        default=None, description="What a run found out, in the run.json it writes; not read."
+    )
+
+    _path: Path | None = PrivateAttr(default=None)
+    _deepspeed_place: tuple[str, str] = PrivateAttr(default=("run", "deepspeed"))
+    _overridden: frozenset[str] = PrivateAttr(default=frozenset())
+    _architecture: LlamaConfig | None = PrivateAttr(default=None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that the run was read from."""
+        return self._path
+
+    @property
+    def label(self) -> str:
+        """What messages call the run: its file, or "run"."""
+        return str(self._path) if self._path else "run"
+
+    @property
+    def deepspeed_place(self) -> tuple[str, str]:
+        """File and key that messages about the DeepSpeed JSON begin with."""
+        return self._deepspeed_place
+
+    @property
+    def overridden(self) -> frozenset[str]:
+        """Keys that the command line gave."""
+        return self._overridden
+
+    @property
+    def architecture(self) -> LlamaConfig | None:
+        """The model's config; None for weights of the hub that are not on this machine."""
+        return self._architecture

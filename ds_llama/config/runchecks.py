@@ -1,0 +1,75 @@
+"""What must hold between the sections of a run besides each value's own type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ds_llama.config.problems import Problem
+from ds_llama.config.run import Run
+
+
+def check_run(run: Run) -> Iterator[Problem]:
+    """Contradictions within a run; keys are paths in the run JSON."""
+    yield from _length(run)
+    yield from _schedule(run)
+    yield from _optimizers(run)
+
+
+def _length(run: Run) -> Iterator[Problem]:
+    if run.train.steps is not None and run.train.epochs is not None:
+        yield Problem(
+            "run-length",
+            "error",
+            "train.epochs",
+            f"train.epochs ({run.train.epochs:g}) and train.steps ({run.train.steps}) both say "
+            "how long to train",
+            "keep one of them",
+        )
+
+
+def _schedule(run: Run) -> Iterator[Problem]:
+    section = run.optimizer
+    if section is None:
+        return
+    if section.decay_steps is not None and section.schedule != "wsd":
+        yield Problem(
+            "schedule-decay-steps",
+            "error",
+            "optimizer.decay_steps",
+            f"decay_steps ({section.decay_steps}) does nothing in the schedule "
+            f"{section.schedule!r}",
+            'remove it, or write "schedule": "wsd"',
+        )
+    used = section.warmup_steps + (section.decay_steps or 0)
+    if run.train.steps is not None and used > run.train.steps:
+        names = "warmup_steps" if section.decay_steps is None else "warmup_steps + decay_steps"
+        yield Problem(
+            "schedule-too-long",
+            "error",
+            "optimizer.warmup_steps",
+            f"{names} ({used}) is more than train.steps ({run.train.steps})",
+            f"make it at most {run.train.steps}, or train longer",
+        )
+
+
+def _optimizers(run: Run) -> Iterator[Problem]:
+    if run.deepspeed.get("scheduler") is not None and run.deepspeed.get("optimizer") is None:
+        yield Problem(
+            "scheduler-alone",
+            "error",
+            "deepspeed.scheduler",
+            "the DeepSpeed JSON has a scheduler and no optimizer that it could drive",
+            "write the optimizer there too, or remove the scheduler and write the run's "
+            "optimizer.schedule",
+        )
+    for name in ("optimizer", "scheduler"):
+        alone = name == "scheduler" and run.deepspeed.get("optimizer") is None
+        if run.optimizer is not None and run.deepspeed.get(name) is not None and not alone:
+            yield Problem(
+                f"two-{name}s",
+                "error",
+                "optimizer",
+                f"the run has an optimizer section and its DeepSpeed JSON a {name}; one would "
+                "silently win",
+                f"remove the run's section, or {name!r} from the DeepSpeed JSON",
+            )

@@ -1,0 +1,161 @@
+"""Batches for one rank, prefetched in a thread. Their content is a function of (seed, step)."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+
+import numpy as np
+import torch
+
+from ds_llama.data.corpora import Dataset, Order
+from ds_llama.data.shards import vocabulary_error
+from ds_llama.errors import ConfigError
+
+Batch = dict[str, torch.Tensor]
+IGNORED = -100
+_POLL_S = 0.1
+
+
+class Loader:
+    """Endless steps for one rank; a step is a list of micro-batches, one per accumulation.
+
+    Each micro-batch is `{"input_ids", "labels"}`: int64 CPU tensors (micro, T), labels equal to the
+    input (Hugging Face's convention: the model shifts). Step s, from 0, is made of the samples
+    s*G ... (s+1)*G-1 of the order whatever the world size; G is `global_batch_size`:
+
+        samples   0 1 | 2 3 | 4 5 | 6 7        G = 8, micro 2, world 2, accumulation 2
+        rank      0     1     0     1
+        micro     0     0     1     1
+
+    What goes wrong in the thread is raised by `next`. Call `close`, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler: Order,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        start_step: int = 0,
+        vocab_size: int | None = None,
+        prefetch_steps: int = 4,
+    ) -> None:
+        self.accumulation_steps, rest = divmod(global_batch_size, micro_batch_size * world_size)
+        if rest or not self.accumulation_steps:
+            raise ConfigError(
+                f"a global batch of {global_batch_size} cannot be cut into micro-batches of "
+                f"{micro_batch_size} on {world_size} ranks",
+                where="train.global_batch_size",
+                remedy=f"make it a multiple of {micro_batch_size * world_size}",
+            )
+        self.dataset, self.sampler, self.vocab_size = dataset, sampler, vocab_size
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.rank, self.world_size, self.step = rank, world_size, start_step
+        self._queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(prefetch_steps)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._work, args=(start_step,), name="ds_llama-loader", daemon=True
+        )
+        self._thread.start()
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step, made here and now: what the thread prefetches."""
+        micro, stride = self.micro_batch_size, self.micro_batch_size * self.world_size
+        first = step * self.global_batch_size + self.rank * micro
+        starts = [first + a * stride for a in range(self.accumulation_steps)]
+        return [self._micro_batch(range(s, s + micro)) for s in starts]
+
+    def _micro_batch(self, samples: range) -> Batch:
+        windows = np.stack([self.dataset[self.sampler.index(sample)] for sample in samples])
+        largest = int(windows.max())
+        if self.vocab_size is not None and largest >= self.vocab_size:
+            raise vocabulary_error(largest, self.vocab_size, where=repr(self.dataset))
+        ids = torch.from_numpy(windows)
+        return {"input_ids": ids, "labels": ids.clone()}
+
+    def _work(self, step: int) -> None:
+        try:
+            while not self._stop.is_set():
+                self._put(self.batches(step))
+                step += 1
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: list[Batch] | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=_POLL_S)
+            except queue.Full:
+                continue
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        if self._stop.is_set():
+            raise StopIteration
+        item = self._take()
+        if isinstance(item, BaseException):
+            self.close()
+            raise item
+        self.step += 1
+        return item
+
+    def _take(self) -> list[Batch] | BaseException:
+        while not self._stop.is_set():
+            try:
+                return self._queue.get(timeout=_POLL_S)
+            except queue.Empty:
+                continue
+        return StopIteration()
+
+    def close(self) -> None:
+        """Stop the thread and wait for it; iteration ends."""
+        self._stop.set()
+        self._thread.join()
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def validation_batches(
+    dataset: Dataset,
+    micro_batch_size: int,
+    rank: int,
+    world_size: int,
+    max_batches: int | None = None,
+) -> Iterator[Batch]:
+    """This rank's share of one pass: every window once, in order, as many batches on each rank.
+
+    Windows that fill up the last round have labels of -100 throughout, so every rank runs the same
+    number of forwards (ZeRO-3 gathers together) and nothing is counted twice. `max_batches` is per
+    rank.
+    """
+    stride = micro_batch_size * world_size
+    rounds = -(-len(dataset) // stride)
+    for number in range(rounds if max_batches is None else min(rounds, max_batches)):
+        first = number * stride + rank * micro_batch_size
+        yield _padded_batch(dataset, range(first, first + micro_batch_size))
+
+
+def _padded_batch(dataset: Dataset, windows: range) -> Batch:
+    real = [dataset[i] for i in windows if i < len(dataset)]
+    filling = [np.zeros_like(dataset[0])] * (len(windows) - len(real))
+    ids = torch.from_numpy(np.stack([*real, *filling]))
+    labels = ids.clone()
+    labels[len(real) :] = IGNORED
+    return {"input_ids": ids, "labels": labels}

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ds_llama.data import open_data
+from ds_llama.data.mixing import MixtureSampler, integer_proportions
+from ds_llama.data.sampler import Sampler
+from ds_llama.errors import ConfigError
+from tests.unit.data.conftest import write_shard
+
+
+@pytest.mark.parametrize(
+    ("weights", "parts"),
+    [
+        ([0.7, 0.3], [7, 3]),
+        ([1, 1, 1], [1, 1, 1]),
+        ([50, 25], [2, 1]),
+        ([0.1, 0.2, 0.7], [1, 2, 7]),
+        ([1e-3, 1], [1, 1000]),
+        ([5], [1]),
+    ],
+)
+def test_weights_are_read_as_written(weights: list[float], parts: list[int]) -> None:
+    assert integer_proportions(weights) == parts
+
+
+def test_weights_without_a_short_period_are_rounded_to_a_millionth() -> None:
+    parts = integer_proportions([1 / 3, 0.1234567891])
+    share = (1 / 3) / (1 / 3 + 0.1234567891)
+    assert abs(parts[0] / sum(parts) - share) < 1e-6
+    assert sum(parts) <= (1 << 20) + 2
+
+
+@settings(max_examples=60)
+@given(parts=st.lists(st.integers(1, 60), min_size=1, max_size=6), at=st.integers(0, 10**9))
+def test_proportions_are_exact_over_any_period(parts: list[int], at: int) -> None:
+    sampler = MixtureSampler([10] * len(parts), parts, seed=0)
+    period = sum(sampler.parts)
+    drawn = Counter(sampler.corpus_and_position(k)[0] for k in range(at, at + period))
+    assert [drawn[i] for i in range(len(parts))] == sampler.parts
+
+
+@settings(max_examples=60)
+@given(parts=st.lists(st.integers(1, 40), min_size=2, max_size=5), prefix=st.integers(0, 400))
+def test_a_prefix_is_as_close_as_the_docstring_says(parts: list[int], prefix: int) -> None:
+    sampler = MixtureSampler([10] * len(parts), parts, seed=0)
+    drawn = Counter(sampler.corpus_and_position(k)[0] for k in range(prefix))
+    for corpus, part in enumerate(sampler.parts):
+        share = part / sum(sampler.parts)
+        assert abs(drawn[corpus] - share * prefix) <= 0.5 + share * len(parts) / 2 + 1e-9
+
+
+def test_each_corpus_keeps_the_order_of_its_own_sampler() -> None:
+    sampler = MixtureSampler([5, 9], [1, 2], seed=3)
+    drawn: list[list[int]] = [[], []]
+    for k in range(60):
+        corpus, position = sampler.corpus_and_position(k)
+        assert position == len(drawn[corpus])
+        drawn[corpus].append(sampler.index(k) - sampler.starts[corpus])
+    for corpus, length in enumerate((5, 9)):
+        own = sampler.samplers[corpus]
+        assert isinstance(own, Sampler)
+        assert drawn[corpus] == [own.index(k) for k in range(len(drawn[corpus]))]
+        first_epoch = drawn[corpus][:length]
+        assert sorted(first_epoch) == list(range(length))
+
+
+def test_corpora_of_equal_length_are_not_walked_in_step() -> None:
+    sampler = MixtureSampler([50, 50], [1, 1], seed=3)
+    first, second = ([s.index(k) for k in range(50)] for s in sampler.samplers)
+    assert first != second
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
+def test_a_weight_that_is_not_positive_is_refused(weight: float) -> None:
+    with pytest.raises(ConfigError) as caught:
+        integer_proportions([1, weight])
+    assert caught.value.what == f"a corpus has the weight {weight}"
+    assert "above 0" in caught.value.remedy
+
+
+def test_open_data_takes_a_prefix_or_a_weighted_list(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a", 31)
+    write_shard(tmp_path / "b", 61)
+    single, order = open_data(str(tmp_path / "a"), 4, seed=0)
+    assert len(single) == order.length == 10
+    paths = [str(tmp_path / "a"), str(tmp_path / "b")]
+    mixture, order = open_data(
+        [{"path": paths[0], "weight": 3}, SimpleNamespace(path=paths[1], weight=1)], 4, seed=0
+    )
+    assert len(mixture) == order.length == 30
+    drawn = [order.index(k) for k in range(40)]
+    assert sum(index < 10 for index in drawn) == 30
+    assert mixture[10].tolist() == mixture[0].tolist() == [0, 1, 2, 3]
+    with pytest.raises(IndexError, match="window 30 of 30"):
+        mixture[30]
+    assert paths[0] in repr(mixture)
+    assert paths[1] in repr(mixture)

@@ -1,0 +1,178 @@
+"""`ds-llama data`: train a tokenizer, tokenize a corpus into shards, show a shard."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ds_llama.cli.data_progress import bar_or_lines
+from ds_llama.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from ds_llama.data.sources import Options
+
+app = typer.Typer(no_args_is_help=True, add_completion=False)
+
+Sources = Annotated[list[str], typer.Argument(metavar="SRC…", help="files and folders with text")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder to write into")]
+Suffixes = Annotated[
+    list[str] | None,
+    typer.Option("--suffix", metavar=".EXT", help="take files of folders that end so; repeatable"),
+]
+Excludes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        metavar="NAME",
+        help="pass over files and folders so named, globs too; repeatable",
+    ),
+]
+TextField = Annotated[str, typer.Option(help="key of a JSON record that holds the text")]
+Force = Annotated[bool, typer.Option("--force", help="do it again although nothing has changed")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+
+
+@app.command("tokenizer")
+def train(
+    sources: Sources,
+    out: Out,
+    vocab_size: Annotated[
+        int, typer.Option(min=1, help="pieces, bytes and specials included")
+    ] = 32000,
+    sample_lines: Annotated[
+        int, typer.Option(min=1, help="train on this many lines at most")
+    ] = 2_000_000,
+    character_coverage: Annotated[float, typer.Option(min=0.9, max=1.0)] = 0.99995,
+    seed: Annotated[int, typer.Option(help="which lines are drawn")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="0: all cores")] = 0,
+    suffix: Suffixes = None,
+    exclude: Excludes = None,
+    text_field: TextField = "text",
+    force: Force = False,
+) -> None:
+    """Train a sentencepiece model (BPE, LLaMA's settings) on text."""
+    from ds_llama.data.tokenizer_training import train_tokenizer
+
+    trained = train_tokenizer(
+        sources,
+        out,
+        vocab_size=vocab_size,
+        character_coverage=character_coverage,
+        sample_lines=sample_lines,
+        seed=seed,
+        threads=threads or None,
+        options=_options(suffix, exclude, text_field),
+        force=force,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    state = "wrote" if trained else "nothing has changed, kept"
+    print(f"{state} {out / 'tokenizer.model'}")
+
+
+@app.command("prepare")
+def prepare(
+    sources: Sources,
+    tokenizer: Annotated[Path, typer.Option(metavar="T", help="tokenizer file or its folder")],
+    out: Out,
+    validation: Annotated[
+        float, typer.Option(metavar="FRACTION", help="documents held out")
+    ] = 0.01,
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one per core")] = 0,
+    bos: Annotated[bool, typer.Option(help="begin each document with BOS")] = True,
+    eos: Annotated[bool, typer.Option(help="end each document with EOS")] = True,
+    suffix: Suffixes = None,
+    exclude: Excludes = None,
+    text_field: TextField = "text",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tokenize text into OUT/train and OUT/validation, in the Megatron layout."""
+    from ds_llama.data.prepare import prepare as run
+
+    with bar_or_lines() as progress:
+        done = run(
+            sources,
+            tokenizer,
+            out,
+            validation_fraction=validation,
+            workers=workers or len(os.sched_getaffinity(0)),
+            bos=bos,
+            eos=eos,
+            options=_options(suffix, exclude, text_field),
+            force=force,
+            progress=progress,
+        )
+    if as_json:
+        _print_json({"folder": str(out), "skipped": done.skipped, **done.manifest})
+    else:
+        print("\n".join(_prepared_lines(out, done.skipped, done.manifest)))
+
+
+@app.command("inspect")
+def inspect(
+    prefix: Annotated[str, typer.Argument(help="shard: its path without .bin or .idx")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="T", help="tokenizer, to decode a sample")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="documents to decode")] = 2,
+    tokens: Annotated[int, typer.Option(min=1, help="tokens to decode of each")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Show a shard's counts, document lengths, and decoded samples."""
+    from ds_llama.data.inspection import summary
+    from ds_llama.data.shards import Shard
+    from ds_llama.data.tokenizer import load_tokenizer
+
+    decoder = load_tokenizer(tokenizer) if tokenizer else None
+    found = summary(Shard(prefix), decoder, documents=samples, tokens=tokens)
+    if as_json:
+        _print_json(found)
+    else:
+        print("\n".join(_inspected_lines(found)))
+
+
+def _options(suffix: list[str] | None, exclude: list[str] | None, text_field: str) -> Options:
+    from ds_llama.data.sources import Options
+
+    suffixes = tuple(s.lower() if s.startswith(".") else f".{s.lower()}" for s in suffix or ())
+    return Options(suffixes, tuple(exclude or ()), text_field)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _prepared_lines(out: Path, skipped: bool, manifest: dict[str, Any]) -> list[str]:
+    read = manifest["input"]
+    lines = [f"nothing has changed, kept {out}"] if skipped else []
+    lines.append(
+        f"read {read['files']} files, {format_bytes(read['bytes'])}: "
+        f"{read['documents']} documents, {read['empty']} empty, {read['bad']} bad"
+    )
+    lines += [f"  bad: {problem}" for problem in read["first_bad"]]
+    for name, shard in manifest["shards"].items():
+        tokens = format_count(shard["tokens"])
+        lines.append(f"{out / name}: {shard['documents']} documents, {tokens} tokens")
+    return lines
+
+
+def _inspected_lines(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{found['prefix']}: {found['documents']} documents, {found['tokens']} tokens, "
+        f"{format_bytes(found['bytes'])} of {found['id_type']}, largest id {found['largest_id']}"
+    ]
+    if found["lengths"]:
+        lengths = ", ".join(f"{name} {value:.0f}" for name, value in found["lengths"].items())
+        lines.append(f"tokens per document: {lengths}")
+    most = max((row["sequences"] for row in found["histogram"]), default=0)
+    for row in found["histogram"]:
+        bar = "#" * max(1, 40 * row["sequences"] // most)
+        lines.append(f"  {row['from']:>9} to {row['below'] - 1:<9} {row['sequences']:>9} {bar}")
+    for sample in found.get("samples", []):
+        lines += [f"document {sample['sequence']}:", sample["text"]]
+    return lines

@@ -1,0 +1,232 @@
+"""Text to ids and back, for a sentencepiece `tokenizer.model` or a `tokenizer.json`.
+
+Neither transformers nor torch is imported: `tokenizer.json` is read by the `tokenizers` library
+itself, so that a worker process starts in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ds_llama.data.fingerprint import read_json, sha256_of, write_json
+from ds_llama.data.tokenizer_json import write_transformers_files
+from ds_llama.data.tokenizer_training import train_tokenizer
+from ds_llama.errors import CallError, DataError
+
+if TYPE_CHECKING:
+    import sentencepiece
+
+__all__ = ["Tokenizer", "load_tokenizer", "train_tokenizer"]
+
+_COMPANIONS = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+class Tokenizer(Protocol):
+    """Text is text: `<s>` in a document becomes characters, never the control token."""
+
+    path: Path
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    @property
+    def sha256(self) -> str: ...
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]: ...
+    def decode(self, ids: Sequence[int]) -> str: ...
+    def save(self, folder: str | os.PathLike[str]) -> None: ...
+
+
+class _FileTokenizer:
+    """What both kinds share: `path` is the file that defines the ids."""
+
+    path: Path
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    pad_id: int | None
+
+    @property
+    def sha256(self) -> str:
+        return sha256_of(self.path)
+
+    def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
+        ids = self._encode(text)
+        if bos:
+            ids.insert(0, self._special("BOS", self.bos_id))
+        if eos:
+            ids.append(self._special("EOS", self.eos_id))
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        plain = [int(i) for i in ids]
+        beyond = [i for i in plain if not 0 <= i < self.vocab_size]
+        if beyond:
+            raise DataError(
+                f"id {beyond[0]} is not in the tokenizer's vocabulary of {self.vocab_size}",
+                where=str(self.path),
+                remedy="use the tokenizer that the ids were made with",
+            )
+        return self._decode(plain)
+
+    def _encode(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def _decode(self, ids: list[int]) -> str:
+        raise NotImplementedError
+
+    def _special(self, name: str, value: int | None) -> int:
+        if value is None:
+            raise DataError(
+                f"the tokenizer has no {name} token",
+                where=str(self.path),
+                remedy=f"put a tokenizer_config.json with {name.lower()}_token beside it, "
+                f"or prepare with --no-{name.lower()}",
+            )
+        return value
+
+    def _copy_files(self, folder: str | os.PathLike[str]) -> Path:
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        names = _COMPANIONS if self.path.name in _COMPANIONS else ()
+        for source in (self.path.with_name(name) for name in names):
+            if source.is_file() and not (out / source.name).exists():
+                shutil.copyfile(source, out / source.name)
+        return out
+
+
+class SentencePieceTokenizer(_FileTokenizer):
+    """A sentencepiece model, by sentencepiece itself: the reference for LLaMA 1 and 2."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._model = _load_sentencepiece(path)
+        self.vocab_size = self._model.get_piece_size()
+        model = self._model
+        self.bos_id, self.eos_id, self.pad_id = (
+            i if i >= 0 else None for i in (model.bos_id(), model.eos_id(), model.pad_id())
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._model.encode(text)
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._model.decode(ids)
+        return text
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """`tokenizer.model` and what transformers needs; files beside the original are kept."""
+        out = self._copy_files(folder)
+        model = out / "tokenizer.model"
+        if not model.exists():
+            shutil.copyfile(self.path, model)
+        if not (out / "tokenizer_config.json").exists():
+            write_transformers_files(self._model, out)
+
+
+class JsonTokenizer(_FileTokenizer):
+    """A `tokenizer.json`; BOS, EOS and padding by the `tokenizer_config.json` beside it."""
+
+    def __init__(self, path: Path) -> None:
+        import tokenizers
+
+        self.path = path
+        try:
+            self._model = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception for every broken file
+            raise _unreadable(path, str(error)) from error
+        # Ids may have gaps, and an embedding needs the largest.
+        self.vocab_size = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+        self._model.encode_special_tokens = True
+        self._model.no_truncation()
+        self._model.no_padding()
+        config = read_json(path.with_name("tokenizer_config.json"))
+        self.bos_id, self.eos_id, self.pad_id = (
+            self._id_of(config.get(key)) for key in ("bos_token", "eos_token", "pad_token")
+        )
+
+    def _id_of(self, token: Any) -> int | None:
+        content = token.get("content") if isinstance(token, dict) else token
+        found: int | None = self._model.token_to_id(content) if content else None
+        return found
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._model.decode(ids, skip_special_tokens=True)
+        return text
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        out = self._copy_files(folder)
+        if not (out / "tokenizer.json").exists():
+            shutil.copyfile(self.path, out / "tokenizer.json")
+        if not (out / "tokenizer_config.json").exists():
+            write_json(
+                out / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}
+            )
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Load from a file, or a folder: its `tokenizer.model` if there is one, else `tokenizer.json`.
+
+    Raises `CallError` when nothing is there, `DataError` when the file cannot be understood.
+    """
+    given = Path(path)
+    file = _file_in(given) if given.is_dir() else given
+    if file is None or not file.is_file():
+        raise CallError(
+            f"there is no tokenizer at {given}",
+            where=str(given),
+            remedy="name a tokenizer.model, a tokenizer.json or a folder that holds one; "
+            "`ds-llama data tokenizer` trains one",
+        )
+    return JsonTokenizer(file) if file.suffix == ".json" else SentencePieceTokenizer(file)
+
+
+def _file_in(folder: Path) -> Path | None:
+    model, fast = folder / "tokenizer.model", folder / "tokenizer.json"
+    if model.is_file() and not (fast.is_file() and _is_tiktoken(model)):
+        return model
+    return fast if fast.is_file() else None
+
+
+def _is_tiktoken(path: Path) -> bool:
+    """Llama 3 ships a tiktoken list (base64, space, rank) under sentencepiece's file name."""
+    with path.open("rb") as file:
+        token, _, rank = file.readline(4096).strip().partition(b" ")
+    return bool(token) and rank.isdigit()
+
+
+def _load_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
+    import sentencepiece
+
+    if _is_tiktoken(path):
+        raise _unreadable(path, "it is a tiktoken list, as Llama 3 has")
+    sentencepiece.set_min_log_level(4)
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
+    except (RuntimeError, OSError) as error:
+        raise _unreadable(path, "sentencepiece cannot parse it") from error
+
+
+def _unreadable(path: Path, why: str) -> DataError:
+    return DataError(
+        f"this is no tokenizer that can be read: {why}",
+        where=str(path),
+        remedy="name a sentencepiece tokenizer.model or a Hugging Face tokenizer.json (Llama 3 has "
+        "one in the model's folder)",
+    )

@@ -1,0 +1,167 @@
+"""Train a sentencepiece model with LLaMA's settings."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ds_llama.data.fingerprint import fingerprint, read_json, write_json
+from ds_llama.data.sources import Options, find_files, read
+from ds_llama.data.tokenizer_json import write_transformers_files
+from ds_llama.errors import ConfigError, DataError
+
+# The training spec inside Meta's LLaMA-2 tokenizer.model, but vocabulary size, input and threads.
+LLAMA_SETTINGS: dict[str, Any] = {
+    "byte_fallback": True,
+    "split_digits": True,
+    "split_by_unicode_script": True,
+    "split_by_whitespace": True,
+    "split_by_number": True,
+    "allow_whitespace_only_pieces": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": True,
+    "remove_extra_whitespaces": False,
+    "max_sentencepiece_length": 16,
+    "unk_id": 0,
+    "bos_id": 1,
+    "eos_id": 2,
+    "pad_id": -1,
+    "unk_surface": " \u2047 ",
+}
+# sentencepiece drops longer lines in silence: they are cut instead. UTF-8 has at most 4 bytes.
+_LINE_CHARACTERS = 4096
+_RECORD = "training.json"
+TrainingProgress = Callable[[str], None]
+
+
+def train_tokenizer(
+    files: Iterable[str | os.PathLike[str]],
+    out_folder: str | os.PathLike[str],
+    *,
+    vocab_size: int,
+    character_coverage: float = 0.99995,
+    sample_lines: int = 2_000_000,
+    seed: int = 0,
+    threads: int | None = None,
+    options: Options | None = None,
+    force: bool = False,
+    progress: TrainingProgress | None = None,
+) -> bool:
+    """Train BPE on files and folders; write `tokenizer.model` and what transformers needs.
+
+    At most `sample_lines` lines are used, drawn evenly by `seed`. Returns False when the folder
+    already holds the result of the same call (inputs judged by size and time, see `fingerprint`)
+    and `force` is not set. Raises `DataError` when the corpus is empty or too small for the
+    vocabulary, `ConfigError` when the vocabulary is too small for the corpus' characters.
+    """
+    options, out = options or Options(), Path(out_folder)
+    found, say = find_files(files, options), progress or (lambda line: None)
+    asked = {
+        "vocab_size": vocab_size,
+        "character_coverage": character_coverage,
+        "sample_lines": sample_lines,
+        "seed": seed,
+        "text_field": options.text_field,
+    }
+    mark = fingerprint(found, asked)
+    done = (out / "tokenizer.model").is_file() and (out / "tokenizer.json").is_file()
+    if done and not force and read_json(out / _RECORD).get("fingerprint") == mark:
+        return False
+    say(f"reading {len(found)} files")
+    lines = sample(_lines(found, options), sample_lines, seed)
+    where = ", ".join(str(path) for path in found[:3]) + (", ..." if len(found) > 3 else "")
+    say(f"training {vocab_size} pieces on {len(lines)} lines")
+    model = _train(lines, vocab_size, character_coverage, threads or _cores(), where)
+    _write(out, model)
+    write_json(out / _RECORD, {"fingerprint": mark, "lines": len(lines), **asked})
+    return True
+
+
+def sample(lines: Iterator[str], count: int, seed: int) -> list[str]:
+    """At most `count` of the lines, each with equal chance (Vitter's algorithm R, 1985)."""
+    kept: list[str] = []
+    draw = random.Random(seed).random
+    for number, line in enumerate(lines):
+        if number < count:
+            kept.append(line)
+        elif (place := int(draw() * (number + 1))) < count:
+            kept[place] = line
+    return kept
+
+
+def _lines(files: Iterable[Path], options: Options) -> Iterator[str]:
+    for path in files:
+        for record in read(path, options):
+            for line in record.text.split("\n"):
+                for start in range(0, len(line), _LINE_CHARACTERS):
+                    # NUL ends a C string inside sentencepiece.
+                    yield line[start : start + _LINE_CHARACTERS].replace("\0", "")
+
+
+def _train(lines: list[str], vocab_size: int, coverage: float, threads: int, where: str) -> bytes:
+    import sentencepiece
+
+    if not any(line.strip() for line in lines):
+        raise DataError(
+            "the corpus has no text to train a tokenizer on",
+            where=where,
+            remedy="name files with text; for JSON lines, --text-field says which key holds it",
+        )
+    result = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=result,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            character_coverage=coverage,
+            num_threads=threads,
+            max_sentence_length=4 * _LINE_CHARACTERS + 4,
+            minloglevel=4,
+            **LLAMA_SETTINGS,
+        )
+    except (RuntimeError, OSError) as error:
+        raise _explained(str(error), vocab_size, where) from error
+    return result.getvalue()
+
+
+def _explained(message: str, vocab_size: int, where: str) -> Exception:
+    """sentencepiece's message (file and line of its C++ source first) in the user's words."""
+    if found := re.search(r"Vocabulary size too high .* value <= (\d+)", message):
+        return DataError(
+            f"the corpus is too small for a vocabulary of {vocab_size} pieces",
+            where=where,
+            remedy=f"set the vocabulary size to {found[1]} or less, or train on more text",
+        )
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return ConfigError(
+            f"a vocabulary of {vocab_size} pieces has no room for bytes and characters",
+            where=where,
+            remedy=f"set the vocabulary size above {found[1]}, or lower the character coverage",
+        )
+    return DataError(
+        f"sentencepiece could not train: {message.strip()}",
+        where=where,
+        remedy="check that the files hold text",
+    )
+
+
+def _write(out: Path, model: bytes) -> None:
+    """The model comes last: a folder that has it has everything."""
+    import sentencepiece
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tokenizer.model").unlink(missing_ok=True)
+    write_transformers_files(sentencepiece.SentencePieceProcessor(model_proto=model), out)
+    partial = out / "tokenizer.model.partial"
+    partial.write_bytes(model)
+    os.replace(partial, out / "tokenizer.model")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

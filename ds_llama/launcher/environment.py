@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ def rank_environment(nproc: int, base: Mapping[str, str] | None = None) -> dict[
     - DS_ACCELERATOR=cpu where there is no device, so that DeepSpeed does not go looking for one.
     - TORCH_CPP_LOG_LEVEL, TOKENIZERS_PARALLELISM, PYTHONWARNINGS: no lines that say nothing to
       a user, such as torch's about names of collectives that DeepSpeed calls.
+    - CXX: torch.utils.cpp_extension tries nothing but `c++` without it.
     - PATH: this Python's own folder first. torch.utils.cpp_extension compiles every op again when
       another ninja is found first.
     """
@@ -34,10 +36,19 @@ def rank_environment(nproc: int, base: Mapping[str, str] | None = None) -> dict[
         env.setdefault(name, value)
     quiet = "ignore::FutureWarning:torch.distributed.c10d_logger"
     env["PYTHONWARNINGS"] = ",".join(filter(None, [env.get("PYTHONWARNINGS"), quiet]))
+    if "CXX" not in env and (compiler := find_compiler(env)):
+        env["CXX"] = compiler
     own = os.path.dirname(sys.executable)
     paths = [path for path in env.get("PATH", os.defpath).split(os.pathsep) if path != own]
     env["PATH"] = os.pathsep.join([own, *paths])
     return env
+
+
+def find_compiler(env: Mapping[str, str]) -> str | None:
+    """Name of the C++ compiler that is there: $CXX, or the first of c++, g++ and clang++."""
+    names = [env["CXX"].split()[0]] if env.get("CXX") else ["c++", "g++", "clang++"]
+    path = env.get("PATH", os.defpath)
+    return next((name for name in names if shutil.which(name, path=path)), None)
 
 
 def usable_cores() -> int:

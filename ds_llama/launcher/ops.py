@@ -22,7 +22,7 @@ from typing import Any
 
 from ds_llama.errors import MachineError
 from ds_llama.launcher import baton
-from ds_llama.launcher.environment import rank_environment
+from ds_llama.launcher.environment import find_compiler, rank_environment
 from ds_llama.launcher.processes import end_group
 from ds_llama.launcher.progress import Announcement
 
@@ -105,9 +105,7 @@ def is_built(name: str) -> bool:
 def _build_one(name: str, root: Path, timeout_s: float) -> None:
     op, log = OPS[name], root / f"ds_llama-{name}.log"
     command = [sys.executable, "-m", "ds_llama.launcher.build_op", name]
-    text = (
-        f"compiling DeepSpeed's {name} for this machine (once; about {op.seconds} s on two cores)"
-    )
+    text = f"compiling DeepSpeed's {name} for this machine (once; {op.lasts} on two cores)"
     with Announcement(text) as announcement, log.open("w") as output:
         process = subprocess.Popen(
             command,
@@ -145,17 +143,12 @@ def _first_error(lines: list[str]) -> str:
 
 
 def _require_compiler() -> None:
-    compiler = _compiler()
-    if shutil.which(compiler) is None:
+    if find_compiler(os.environ) is None:
         raise MachineError(
-            f"no C++ compiler: {compiler!r} is not on PATH",
+            f"no C++ compiler: {os.environ.get('CXX', 'c++, g++ or clang++')} is not on PATH",
             where="CXX" if "CXX" in os.environ else "PATH",
             remedy=_INSTALL,
         )
-
-
-def _compiler() -> str:
-    return os.environ.get("CXX", "c++").split()[0]
 
 
 def _root() -> Path:
@@ -180,7 +173,7 @@ def _key() -> str:
         metadata.version("torch"),
         metadata.version("deepspeed"),
         shutil.which("ninja", path=env["PATH"]),
-        shutil.which(_compiler()),
+        find_compiler(env),
         env.get("DS_ACCELERATOR"),
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -189,3 +182,16 @@ def _key() -> str:
 def _section(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     found = parent.get(name)
     return found if isinstance(found, Mapping) else {}
+
+
+def _main(names: list[str]) -> int:
+    try:
+        build(names)
+    except MachineError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":  # python -m ds_llama.launcher.ops cpu_adam
+    sys.exit(_main(sys.argv[1:]))

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Set up as quickstart.sh does, then every check: format, lint, types, tests. Arguments go to pytest:
+#   bash launch/test.sh tests/unit -k rope
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+step() {
+    local started=$SECONDS
+    printf '\n== %s\n' "$*"
+    "$@"
+    printf -- '-- %d s: %s\n' "$((SECONDS - started))" "$*"
+}
+
+step "${PYTHON:-python3}" launch/bootstrap.py --extra test
+export PATH="$PWD/.venv/bin:$PATH"
+step ruff format --check .
+step ruff check .
+step mypy
+# Before pytest, so that no test's time limit has a compiler in it.
+step python -m ds_llama.launcher.ops cpu_adam
+step pytest --durations=15 "$@"

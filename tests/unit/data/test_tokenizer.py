@@ -82,6 +82,27 @@ def test_json_reader_gives_equal_ids(tokenizer_folder: Path, tokenizer: Tokenize
         assert ours.decode(ids) == tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("broken", ["normalizer", "merges", "byte_fallback", "decoder"])
+def test_a_broken_pipeline_would_be_seen(
+    tokenizer_folder: Path, tokenizer: Tokenizer, tmp_path: Path, broken: str
+) -> None:
+    """The twin of the tests above: each part that is written matters to the texts they use."""
+    pipeline = json.loads((tokenizer_folder / "tokenizer.json").read_text("utf-8"))
+    if broken == "normalizer":
+        del pipeline["normalizer"]["normalizers"][0]
+    elif broken == "merges":
+        pipeline["model"]["merges"].reverse()
+    elif broken == "byte_fallback":
+        pipeline["model"]["byte_fallback"] = False
+    else:
+        pipeline["decoder"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pipeline), "utf-8")
+    ours = load_tokenizer(tmp_path / "tokenizer.json")
+    texts = [text for text in mixed_texts() if text]
+    assert any(ours.encode(t) != tokenizer.encode(t) for t in texts) == (broken != "decoder")
+    assert any(ours.decode(tokenizer.encode(t)) != t for t in texts) == (broken == "decoder")
+
+
 @given(text=st.text().filter(lambda text: "\u2581" not in text))
 def test_every_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text, bos=True, eos=True)
@@ -197,7 +218,8 @@ def test_a_unigram_model_is_saved_without_merges_that_it_has_not(tmp_path: Path)
         sentence_iterator=iter(sentences(200)),
         model_prefix=str(tmp_path / "u"),
         model_type="unigram",
-        vocab_size=80,
+        vocab_size=60,
+        hard_vocab_limit=False,
         minloglevel=4,
     )
     unigram = load_tokenizer(tmp_path / "u.model")

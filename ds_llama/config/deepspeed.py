@@ -120,7 +120,8 @@ def lookup(path: Sequence[str]) -> Key | Section | None:
 
 
 def _section(section: Section, value: Any, path: str, dialect: Dialect) -> Iterator[Problem]:
-    if value is None and section.null:
+    # On the command line null takes a section of the file away again.
+    if value is None and (section.null or dialect == "run"):
         return
     if not isinstance(value, Mapping):
         message = f"{path or 'the JSON'} is {shown(value)}, not an object"
@@ -148,6 +149,12 @@ def _section(section: Section, value: Any, path: str, dialect: Dialect) -> Itera
 def _unknown(name: str, key: str, section: Section) -> Problem:
     if key in REMOVED:
         return Problem("removed-key", "error", key, *REMOVED[key])
+    if key == "optimizer.params.max_grad_norm":
+        message = "DeepSpeed stops at max_grad_norm among the optimizer's params"
+        return Problem("removed-key", "error", key, message, 'write "gradient_clipping"')
+    if section is training.OPTIMIZER or section is training.SCHEDULER:
+        message = f"{name!r} stands beside 'params', where DeepSpeed does not read it"
+        return Problem("beside-params", "error", key, message, "move it into 'params'")
     known = [
         known
         for known, entry in section.keys.items()

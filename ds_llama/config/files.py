@@ -9,6 +9,7 @@ from typing import Any
 from ds_llama.errors import CallError
 
 MAX_BYTES = 64 * 2**20
+MAX_DEPTH = 64
 
 
 class _Duplicate(ValueError):
@@ -40,6 +41,12 @@ def read_object(path: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError) as error:
         raise CallError(f"not JSON: {error}", where=str(path), remedy="mend the file") from None
+    if _depth(value) > MAX_DEPTH:
+        raise CallError(
+            f"is nested more than {MAX_DEPTH} levels deep",
+            where=str(path),
+            remedy="name the JSON file itself",
+        )
     if not isinstance(value, dict):
         raise CallError(
             f"holds a JSON {type(value).__name__}, not an object",
@@ -82,6 +89,20 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _Duplicate(name)
         result[name] = value
     return result
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and lists, found without recursion."""
+    depth, level = 0, [value]
+    while level:
+        inside = [inner for inner in level if isinstance(inner, (dict, list))]
+        level = [
+            child
+            for inner in inside
+            for child in (inner.values() if isinstance(inner, dict) else inner)
+        ]
+        depth += bool(inside)
+    return depth
 
 
 def _no_constant(name: str) -> Any:

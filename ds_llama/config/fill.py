@@ -142,7 +142,11 @@ class Filling:
 
 def one_spelling(deepspeed: Mapping[str, Any]) -> dict[str, Any]:
     """A copy with every key under the name that DeepSpeed documents."""
-    tree = copy.deepcopy(dict(deepspeed))
+    tree = {
+        name: copy.deepcopy(value)
+        for name, value in deepspeed.items()
+        if value is not None or not isinstance(SCHEMA.keys.get(name), Section)
+    }
     if "bfloat16" in tree:
         tree.setdefault("bf16", tree.pop("bfloat16"))
     for name, section in SCHEMA.keys.items():

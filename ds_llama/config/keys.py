@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union
@@ -21,6 +22,9 @@ KINDS = {
     "object": "an object",
     "any": "anything",
 }
+
+
+_LARGEST = sys.maxsize
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Key:
         bounds = (
             ("at least", self.low, operator.ge),
             ("greater than", self.above, operator.gt),
-            ("at most", self.high, operator.le),
+            ("at most", _LARGEST if self.high is None else self.high, operator.le),
         )
         known = [(words, bound, holds) for words, bound, holds in bounds if bound is not None]
         if all(holds(value, bound) for _, bound, holds in known):
@@ -106,9 +110,9 @@ def _fits(value: Any, kind: str) -> bool:
     if kind == "bool":
         return isinstance(value, bool)
     if kind == "int":  # 5e8 is how people write it, and DeepSpeed takes it
-        return number and math.isfinite(value) and float(value).is_integer()
+        return number and (isinstance(value, int) or value.is_integer())
     if kind == "float":
-        return number and math.isfinite(value)
+        return number and (isinstance(value, int) or math.isfinite(value))
     if kind == "str":
         return isinstance(value, str)
     if kind in ("list", "strings", "numbers"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ds_llama.config.base import problems_of
 from ds_llama.config.deepspeed import check
 from ds_llama.config.files import read_object
 from ds_llama.config.model import LlamaConfig
-from ds_llama.config.problems import at, did_you_mean, raise_errors
+from ds_llama.config.problems import Problem, at, did_you_mean, raise_errors
 from ds_llama.config.run import Run
 from ds_llama.config.runchecks import check_run
 from ds_llama.config.source import read_model
@@ -122,4 +123,16 @@ def placed(
     parts = key.split(".")
     if not any(".".join(parts[: n + 1]) in overridden for n in range(len(parts))):
         return error
-    return ConfigError(error.what, where=f"{overriding.WHERE}: {key}", remedy=error.remedy)
+    moved = ConfigError(error.what, where=f"{overriding.WHERE}: {key}", remedy=error.remedy)
+    moved.code = error.code
+    return moved
+
+
+def warnings_of(run: Run) -> list[Problem]:
+    """What is legal in a run's DeepSpeed JSON, and slow or surprising; keys begin in the run."""
+    found = check(run.deepspeed, dialect="run", run=run, model=run.architecture)
+    return [
+        replace(problem, key=f"deepspeed.{problem.key}")
+        for problem in found
+        if problem.severity == "warning"
+    ]

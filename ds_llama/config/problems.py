@@ -28,7 +28,9 @@ class Problem:
     def to_error(self, path: str, prefix: str = "") -> ConfigError:
         """As an exception whose `where` is `file:key`, `prefix` put before the key."""
         key = ".".join(part for part in (prefix, self.key) if part)
-        return ConfigError(self.message, where=at(path, key), remedy=self.remedy)
+        error = ConfigError(self.message, where=at(path, key), remedy=self.remedy)
+        error.code = self.code
+        return error
 
 
 def at(path: str, key: str) -> str:

@@ -6,7 +6,7 @@ run + world size + model ──> check ──> batch ──> precision ──> b
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -102,11 +102,6 @@ def resolve(
         offload_param=context.offload("offload_param"),
         problems=tuple(problem for problem in problems if problem.severity == "warning"),
     )
-
-
-def with_world(resolved: Resolved, world_size: int) -> Resolved:
-    """The same values, labelled for another world; only for what does not touch the batch."""
-    return replace(resolved, world_size=world_size)
 
 
 def data_parallel_ranks(run: Run, world_size: int) -> int:

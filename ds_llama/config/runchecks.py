@@ -11,6 +11,7 @@ from ds_llama.config.run import Run
 def check_run(run: Run) -> Iterator[Problem]:
     """Contradictions within a run; keys are paths in the run JSON."""
     yield from _length(run)
+    yield from _batch(run)
     yield from _schedule(run)
     yield from _optimizers(run)
 
@@ -24,6 +25,20 @@ def _length(run: Run) -> Iterator[Problem]:
             f"train.epochs ({run.train.epochs:g}) and train.steps ({run.train.steps}) both say "
             "how long to train",
             "keep one of them",
+        )
+
+
+def _batch(run: Run) -> Iterator[Problem]:
+    total, micro = run.train.global_batch_size, run.train.micro_batch_size
+    if total is not None and micro is not None and total % micro:
+        choices = [size for size in (total // micro * micro, (total // micro + 1) * micro) if size]
+        yield Problem(
+            "run-batch",
+            "error",
+            "train.global_batch_size",
+            f"train.global_batch_size ({total}) is not a multiple of train.micro_batch_size "
+            f"({micro})",
+            f"take {' or '.join(str(size) for size in choices)}",
         )
 
 

@@ -1,0 +1,39 @@
+"""Keys and tokens do not belong into a file that is copied into every run's folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ds_llama.config.problems import Problem
+from ds_llama.config.rules import Context
+
+_NAMES = re.compile(r"(api_?key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+_VALUES = re.compile(
+    r"hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[0-9A-Z]{16}"
+    r"|[0-9a-f]{40}|https?://[^/\s:@]+:[^/\s:@]+@"
+)
+
+
+def secrets(context: Context) -> Iterator[Problem]:
+    for key, value in _strings(context.deepspeed, ""):
+        if value and (_NAMES.search(key.rsplit(".", 1)[-1]) or _VALUES.fullmatch(value)):
+            yield Problem(
+                "secret",
+                "error",
+                key,
+                f"{key} looks like a secret, and this file is copied into every run's folder",
+                "put it into the tool's own environment variable or login",
+            )
+
+
+def _strings(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _strings(inner, f"{path}.{name}" if path else str(name))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from _strings(inner, f"{path}.{index}")
+    elif isinstance(value, str):
+        yield path, value

@@ -25,7 +25,8 @@ class RunLock:
 
     The lock is the kernel's (flock), so that it is free the moment its holder dies, however it
     dies; the file's content only says who holds it. A file system without flock falls back to that
-    content: a dead process of this host holds nothing. Raises CheckpointError when another run holds it.
+    content: a dead process of this host holds nothing. Raises CheckpointError when another run
+    holds it.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -81,9 +81,9 @@ def _gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     status = getattr(parameter, "ds_status", None)
     if status is None or status.name == "AVAILABLE":
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed  # takes seconds, and only a partitioned parameter needs it
 
-    gathered: AbstractContextManager[Any] = GatheredParameters([parameter])
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter])
     return gathered
 
 

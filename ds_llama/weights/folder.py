@@ -8,6 +8,7 @@ model-00001-of-00002.safetensors …  model.safetensors.index.json
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,8 @@ from ds_llama.weights.tensorfile import Reader, Spec
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Old conversions store these tables; a model computes them.
+COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer.json",

@@ -6,7 +6,6 @@ parameter (zero.construct.partition_of), else all of them, one parameter at a ti
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,12 +13,9 @@ import torch
 from torch import nn
 
 from ds_llama.errors import ModelError
-from ds_llama.weights.folder import ModelFolder, read_config
+from ds_llama.weights.folder import COMPUTED, ModelFolder, read_config
 
 __all__ = ["load_pretrained_", "read_config"]
-
-# Old conversions store these tables; a model computes them.
-_COMPUTED = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
 def load_pretrained_(model: nn.Module, folder: str | Path) -> None:
@@ -59,7 +55,7 @@ def _match(
             missing.append(names[0])
         else:
             chosen.append((parameter, name))
-    unexpected = [n for n in source.names if n not in known and not _COMPUTED.fullmatch(n)]
+    unexpected = [n for n in source.names if n not in known and not COMPUTED.fullmatch(n)]
     if missing or unexpected:
         parts = [f"it lacks {_some(missing)}"] if missing else []
         parts += [f"the model has no {_some(unexpected)}"] if unexpected else []

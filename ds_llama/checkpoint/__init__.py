@@ -1,0 +1,1 @@
+"""Save a DeepSpeed engine through the commit protocol, and resume from what was committed."""

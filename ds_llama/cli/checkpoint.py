@@ -1,0 +1,131 @@
+"""`ds-llama checkpoint list|verify|prune`: what is committed, whether it is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ds_llama.commit import listing, retention
+from ds_llama.commit.listing import Checkpoint
+from ds_llama.commit.verify import Problem
+from ds_llama.commit.verify import verify as verify_folder
+from ds_llama.errors import CallError
+from ds_llama.units import format_bytes
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+Folder = Annotated[
+    Path,
+    typer.Argument(help="A run folder, or its checkpoints folder.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@app.command("list")
+def list_command(folder: Folder, as_json: Json = False) -> None:
+    """Which checkpoints there are, oldest first; nothing but names and sizes is read."""
+    root = _root(folder)
+    found = listing.checkpoints(root)
+    latest = listing.latest(root)
+    if as_json:
+        rows = [checkpoint.to_dict() for checkpoint in found]
+        print(json.dumps({"checkpoints": rows, "latest": latest}, indent=2))
+        return
+    if not found:
+        print(f"no checkpoint in {root}")
+        return
+    _print_table(found, latest)
+
+
+@app.command("verify")
+def verify_command(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="A run, checkpoints or step folder.", show_default=False),
+    ],
+    as_json: Json = False,
+) -> int:
+    """Read every file and compare it with its manifest; exit code 1 when one differs."""
+    folders = _steps(folder)
+    problems = {path: verify_folder(path) for path in folders}
+    if as_json:
+        rows = [_verified(path, found) for path, found in problems.items()]
+        print(json.dumps({"checkpoints": rows}, indent=2))
+    else:
+        for path, found in problems.items():
+            print(f"{path.name}: {'whole' if not found else f'{len(found)} problems'}")
+            for problem in found:
+                print(f"  {problem}")
+    return 1 if any(problems.values()) else 0
+
+
+@app.command("prune")
+def prune_command(
+    folder: Folder,
+    keep_last: Annotated[int, typer.Option(min=1, help="Complete checkpoints to keep.")] = 3,
+    keep_every_steps: Annotated[
+        int | None, typer.Option(min=1, help="Keep those at multiples of this too.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Remove old checkpoints; the newest complete one always stays."""
+    root = _root(folder)
+    removed = retention.prune(root, keep_last, keep_every_steps)
+    kept = [checkpoint.name for checkpoint in listing.checkpoints(root)]
+    if as_json:
+        print(json.dumps({"removed": removed, "kept": kept}, indent=2))
+        return
+    print(f"removed {', '.join(removed) or 'none'}; kept {', '.join(kept) or 'none'}")
+
+
+def _root(folder: Path) -> Path:
+    """The checkpoints folder that a run folder or that folder itself means."""
+    if not folder.is_dir():
+        raise CallError(
+            "there is no such folder",
+            where=str(folder),
+            remedy="give a run's output folder, or the checkpoints folder in it",
+        )
+    inner = folder / listing.CHECKPOINTS
+    return inner if inner.is_dir() else folder
+
+
+def _steps(folder: Path) -> list[Path]:
+    if (folder / "MANIFEST.json").exists() or folder.name.startswith("step-"):
+        _root(folder)
+        return [folder]
+    found = listing.checkpoints(_root(folder))
+    if not found:
+        raise CallError(
+            "there is no checkpoint to verify",
+            where=str(_root(folder)),
+            remedy="give a run's output folder, its checkpoints folder, or a step folder",
+        )
+    return [checkpoint.path for checkpoint in found]
+
+
+def _verified(path: Path, found: list[Problem]) -> dict[str, Any]:
+    problems = [problem.to_dict() for problem in found]
+    return {"name": path.name, "whole": not found, "problems": problems}
+
+
+def _print_table(found: list[Checkpoint], latest: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("checkpoint", overflow="fold")
+    for title in ("size", "ranks", "stage", "state"):
+        table.add_column(title, justify="right" if title != "state" else "left", overflow="fold")
+    for checkpoint in found:
+        state = "complete" if checkpoint.complete else "damaged"
+        if checkpoint.name == latest:
+            state += ", latest"
+        ranks, stage = (
+            "?" if n is None else str(n) for n in (checkpoint.world_size, checkpoint.stage)
+        )
+        table.add_row(checkpoint.name, format_bytes(checkpoint.bytes), ranks, stage, state)
+    Console(soft_wrap=False, highlight=False).print(table)

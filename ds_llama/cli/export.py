@@ -1,0 +1,76 @@
+"""`ds-llama export CHECKPOINT OUT`: a checkpoint as Hugging Face safetensors."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Dtype(str, Enum):
+    """Words of `--dtype`."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+DtypeOption = Annotated[
+    Dtype | None, typer.Option(help="Dtype of the weights; the source's by default.")
+]
+ShardOption = Annotated[
+    str, typer.Option("--max-shard-size", help="Largest file, such as 4GiB or 500MB.")
+]
+TokenizerOption = Annotated[
+    Path | None, typer.Option(help="Tokenizer folder or file to copy along.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def command(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            help="A step, checkpoints, run or exported folder; the newest complete one is taken.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
+    dtype: DtypeOption = None,
+    max_shard_size: ShardOption = "4GiB",
+    tokenizer: TokenizerOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a checkpoint as Hugging Face safetensors that LlamaForCausalLM.from_pretrained loads.
+
+    From a training checkpoint of any stage, offload and world size, in one process.
+    """
+    from ds_llama.commit import listing
+    from ds_llama.units import parse_bytes
+
+    limit = parse_bytes(max_shard_size, where="--max-shard-size")
+    found = listing.find(checkpoint)
+
+    import torch
+
+    from ds_llama.checkpoint.offline import export_step
+    from ds_llama.weights.convert import convert_folder
+
+    write = export_step if found.kind == "step" else convert_folder
+    wanted = getattr(torch, dtype.value) if dtype else None
+    write(found.path, out, dtype=wanted, tokenizer=tokenizer, max_shard_bytes=limit)
+    report(found.path, out, as_json=as_json)
+
+
+def report(source: Path, out: Path, *, as_json: bool) -> None:
+    """Say what was written: files and bytes."""
+    from ds_llama.units import format_bytes
+
+    files = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    if as_json:
+        print(json.dumps({"source": str(source), "out": str(out), "files": files}, indent=2))
+        return
+    print(f"{source} -> {out}: {len(files)} files, {format_bytes(sum(files.values()))}")

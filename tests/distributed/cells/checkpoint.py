@@ -1,0 +1,227 @@
+"""A saved run goes on as if it had not stopped; what fails on one rank is said on all."""
+
+from __future__ import annotations
+
+import random
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ds_llama.checkpoint import checksums, offline
+from ds_llama.checkpoint.resume import resume
+from ds_llama.checkpoint.save import save
+from ds_llama.commit import listing
+from ds_llama.commit.verify import verify
+from ds_llama.errors import CheckpointError
+from ds_llama.trainer.build import construct
+from ds_llama.weights.export import export_model
+from ds_llama.weights.folder import ModelFolder
+from ds_llama.zero import world
+from ds_llama.zero.register import register
+from ds_llama.zero.step import take_step
+from tests.distributed.runs import global_batch, make_run, split
+
+MICRO = 2
+# 131 is prime: no world size divides the embedding, whose last slices are padding at stage 3.
+MODEL = {"vocab_size": 131, "num_hidden_layers": 1}
+
+
+def engine_for(folder: Path, *, seed: int = 0, tied: bool = False, **keys: Any) -> Any:
+    train = {"steps": 4, "seed": seed, "micro_batch_size": MICRO}
+    train["global_batch_size"] = MICRO * world.world_size()
+    keys["model"] = MODEL | {"tie_word_embeddings": tied}
+    run = make_run(folder, world=world.world_size(), micro_batch_size=MICRO, train=train, **keys)
+    return register(construct(run), run)
+
+
+def train(engine: Any, first: int, last: int) -> list[tuple[float, float | None]]:
+    found = []
+    for step in range(first, last + 1):
+        batch = global_batch(step, MICRO * world.world_size())
+        window = split(batch, MICRO, world.rank(), world.world_size())
+        result = take_step(engine, window)
+        found.append((result.loss, result.grad_norm))
+    return found
+
+
+def commit(engine: Any, folder: Path, step: int, **keys: Any) -> Path:
+    state = {"step": step, "tokens_seen": 10 * step, "samples_seen": step}
+    return save(engine, folder / "checkpoints", step, state, engine.ds_llama.resolved, **keys)
+
+
+def draw() -> list[float]:
+    return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+
+def raised(action: Callable[[], Any]) -> CheckpointError:
+    """The CheckpointError that `action` raises; the other ranks have to have met it as well."""
+    with pytest.raises(CheckpointError) as caught:
+        action()
+    return caught.value
+
+
+def goes_on(folder: Path, **keys: Any) -> None:
+    """Losses, norms, weights, masters, moments and generators go on bit for bit after a resume."""
+    engine = engine_for(folder, **keys)
+    train(engine, 1, 2)
+    random.seed(world.rank()), np.random.seed(world.rank()), torch.manual_seed(world.rank())
+    draw()
+    step = commit(engine, folder, 2)
+    kept = checksums.compute(engine)
+    export_model(engine, engine.ds_llama.resolved.model, folder / "live")
+    assert checksums.compute(engine)["parameters"] == kept["parameters"]
+    expected, drawn = train(engine, 3, 4), draw()
+    after = checksums.compute(engine)
+    assert after["parameters"] != kept["parameters"]
+
+    fresh = engine_for(folder, seed=1, **keys)
+    assert checksums.compute(fresh)["parameters"] != kept["parameters"]
+    state = resume(fresh, step, fresh.ds_llama.resolved)
+    assert state == {"step": 2, "tokens_seen": 20, "samples_seen": 2}
+    assert checksums.compute(fresh) == kept
+    assert (train(fresh, 3, 4), draw()) == (expected, drawn)
+    assert checksums.compute(fresh) == after
+    if world.rank() == 0:
+        assert verify(step) == []
+        assert sorted(p.name for p in step.parent.iterdir()) == [".run-id", "latest", step.name]
+        offline.export_step(step, folder / "offline")
+        require_equal_folders(folder / "offline", folder / "live")
+
+
+def require_equal_folders(one: Path, two: Path) -> None:
+    with ModelFolder(one) as first, ModelFolder(two) as second:
+        assert first.names == second.names
+        for name in first.names:
+            assert first.spec(name) == second.spec(name)
+            assert torch.equal(first.read(name), second.read(name)), name
+
+
+@contextmanager
+def full_disk_on(rank: int) -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if world.rank() == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def one_rank_that_fails_fails_all(folder: Path, stage: int) -> None:
+    """A full disk on the last rank: an error on every rank, nothing sealed, the next save works."""
+    engine = engine_for(folder, stage=stage)
+    train(engine, 1, 1)
+    first = commit(engine, folder, 1)
+    last = world.world_size() - 1 if stage else 0  # at stage 0 rank 0 writes everything
+    with full_disk_on(last):
+        error = raised(lambda: commit(engine, folder, 2))
+    assert f"saving step-00000002 failed on rank {last}: File too large" in error.what, error
+    assert "nothing that was committed before is harmed" in error.what
+    torch.distributed.barrier()
+    assert sorted(p.name for p in first.parent.iterdir()) == [".run-id", "latest", first.name]
+    assert verify(first) == []
+    torch.distributed.barrier()
+    train(engine, 2, 3)
+    assert verify(commit(engine, folder, 3, keep_last=1)) == []
+    torch.distributed.barrier()
+    assert [c.step for c in listing.checkpoints(first.parent)] == [3]
+
+
+def damage_is_named_before_anything_is_loaded(folder: Path) -> None:
+    engine = engine_for(folder, stage=3)
+    train(engine, 1, 1)
+    step = commit(engine, folder, 1)
+    before = checksums.compute(engine)
+    shard = step / f"zero_pp_rank_{world.world_size() - 1}_mp_rank_00_optim_states.pt"
+    if world.rank() == 0:
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    torch.distributed.barrier()
+    error = raised(lambda: resume(engine, step, engine.ds_llama.resolved))
+    expected = f"{shard.name} (written by rank {world.world_size() - 1}) has other content"
+    assert expected in error.what, error
+    assert checksums.compute(engine) == before
+
+
+def what_is_loaded_wrong_is_noticed(folder: Path, stage: int) -> None:
+    """Sabotage: one element of one master, moment or weight of one rank changed after loading."""
+    engine = engine_for(folder, stage=stage, precision="fp32" if stage == 0 else "bf16")
+    train(engine, 1, 1)
+    step = commit(engine, folder, 1)
+    load, last = engine.load_checkpoint, world.world_size() - 1
+    for kind in ("weight", "exp_avg", *(["master"] if stage else [])):
+        fresh = engine_for(folder, seed=1, stage=stage, precision="fp32" if stage == 0 else "bf16")
+        load = fresh.load_checkpoint
+
+        def load_wrong(*args: Any, load=load, fresh=fresh, kind=kind, **keys: Any) -> Any:
+            outcome = load(*args, **keys)
+            if world.rank() == last:
+                from ds_llama.checkpoint.tensors import pieces
+
+                piece = next(p for p in pieces(fresh) if p.kind == kind and p.flat.numel() > 3)
+                piece.flat[3] += 1
+            return outcome
+
+        fresh.load_checkpoint = load_wrong
+        error = raised(lambda fresh=fresh: resume(fresh, step, fresh.ds_llama.resolved))
+        assert f"({kind})" in error.what, error
+        assert f"on rank {last}" in error.what, error
+
+
+def another_layout_is_refused(folder: Path) -> None:
+    engine = engine_for(folder, stage=2, precision="bf16")
+    train(engine, 1, 1)
+    step = commit(engine, folder, 1)
+    for keys, message in (
+        ({"stage": 3, "precision": "bf16"}, "the checkpoint has stage 2, this run stage 3"),
+        ({"stage": 2}, "the checkpoint has dtype bfloat16, this run dtype float32"),
+        (
+            {"stage": 2, "precision": "bf16", "offload": "optimizer"},
+            "the checkpoint has no offload, this run offload of optimizer on cpu",
+        ),
+    ):
+        other = engine_for(folder, **keys)
+        error = raised(lambda other=other: resume(other, step, other.ds_llama.resolved))
+        assert error.what == message, error
+        assert "start from its weights" in error.remedy
+
+
+def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
+    both, alone = (1, 2), (2,)
+    found: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {}
+    for stage, precision, offload, tied, worlds in (
+        (0, "fp32", "none", False, both),
+        (1, "bf16", "none", False, alone),
+        (2, "bf16", "none", True, both),
+        (2, "bf16", "optimizer", False, alone),
+        (3, "bf16", "none", True, both),
+        (3, "bf16", "none", False, (4,)),
+        (3, "bf16", "all", False, alone),
+        (3, "fp32", "none", False, alone),
+    ):
+        cell = partial(goes_on, stage=stage, precision=precision, offload=offload, tied=tied)
+        name = f"goes_on-{stage}-{precision}-{offload}-{'tied' if tied else 'untied'}"
+        found[name] = (worlds, cell)
+    for stage in (0, 2, 3):
+        found[f"one_rank_fails-{stage}"] = (
+            alone,
+            partial(one_rank_that_fails_fails_all, stage=stage),
+        )
+        found[f"loaded_wrong-{stage}"] = (
+            alone,
+            partial(what_is_loaded_wrong_is_noticed, stage=stage),
+        )
+    found["damage"] = (alone, damage_is_named_before_anything_is_loaded)
+    found["another_layout"] = ((1,), another_layout_is_refused)
+    return found
+
+
+CELLS = _cells()

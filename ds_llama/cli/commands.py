@@ -33,7 +33,7 @@ _TABLE = (
     Entry("export", "export", "write a checkpoint as Hugging Face safetensors"),
     Entry("import", "importing", "read Hugging Face or Meta weights"),
     Entry("generate", "generate", "text from a checkpoint"),
-    Entry("eval", "eval", "perplexity and task scores of a checkpoint"),
+    Entry("eval", "evaluate", "perplexity and task scores of a checkpoint"),
     Entry("bench", "bench", "run a benchmark case, each cell in a fresh process"),
     Entry("report", "report", "make a benchmark's report from its raw rows"),
     Entry("selftest", "selftest", "every stage and offload against a plain torch reference"),

@@ -1,0 +1,137 @@
+"""Loss and perplexity on held-out windows, on one process or on all ranks of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from ds_llama.data.shards import vocabulary_error
+from ds_llama.errors import CallError
+
+_IGNORED = -100
+
+
+class Windows(Protocol):
+    """Sequences of equal length, int64 (T,), each predicted in all tokens but its first."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> np.ndarray[Any, Any]: ...
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """`loss`: mean cross entropy in nats over `tokens` predicted tokens."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss; infinity beyond what a float holds."""
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
+
+    def to_dict(self) -> dict[str, float | int]:
+        return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
+
+
+@torch.no_grad()
+def evaluate(
+    model: Any,
+    dataset: Windows,
+    *,
+    micro_batch_size: int,
+    max_batches: int | None = None,
+    vocab_size: int | None = None,
+) -> Perplexity:
+    """Loss over the first `max_batches` micro-batches of `dataset`, all of them when None.
+
+    model: a DeepSpeed engine, or any module called with `input_ids` and `labels` whose output's
+    `.loss` is the mean over valid tokens, in Hugging Face's convention. It is put into eval mode
+    for the time being. With a process group this is collective: batch i is rank i mod world's, and
+    every rank returns the result of all. Which windows count does not depend on the world size.
+    Raises CallError when there is nothing to evaluate, and with `vocab_size` DataError for an id
+    that the model does not have, which on a GPU would be an assertion without a place.
+    """
+    if len(dataset) == 0 or (max_batches is not None and max_batches < 1):
+        raise CallError(
+            "there is no batch to evaluate",
+            where="evaluation",
+            remedy="give a validation shard of at least one window, and max_batches of 1 or more",
+        )
+    device = _device_of(model)
+    sums = torch.zeros(2, dtype=torch.float64)
+    with _eval_mode(model):
+        for ids, labels in _batches(dataset, micro_batch_size, max_batches):
+            if vocab_size is not None and int(ids.max()) >= vocab_size:
+                raise vocabulary_error(int(ids.max()), vocab_size, where=repr(dataset))
+            loss = model(input_ids=ids.to(device), labels=labels.to(device)).loss
+            valid = int((labels[:, 1:] != _IGNORED).sum())
+            if valid:  # else the mean of nothing, which some models call NaN
+                sums += torch.tensor([float(loss) * valid, valid], dtype=torch.float64)
+    total, tokens = _over_ranks(sums, device).tolist()
+    return Perplexity(total / tokens if tokens else math.nan, int(tokens))
+
+
+def _batches(
+    dataset: Windows, micro_batch_size: int, max_batches: int | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """This rank's batches (ids, labels), int64 (b, T); as many on every rank.
+
+    A rank whose turn is past the end sees the first window without labels: at ZeRO-3 its
+    parameters are needed by the others' forward pass.
+    """
+    rank, world = _rank_and_world()
+    count = math.ceil(len(dataset) / micro_batch_size)
+    count = count if max_batches is None else min(count, max_batches)
+    for turn in range(math.ceil(count / world)):
+        batch = turn * world + rank
+        start = batch * micro_batch_size
+        if batch >= count:
+            ids = torch.from_numpy(dataset[0])[None]
+            yield ids, torch.full_like(ids, _IGNORED)
+            continue
+        stop = min(start + micro_batch_size, len(dataset))
+        ids = torch.from_numpy(np.stack([dataset[index] for index in range(start, stop)]))
+        yield ids, ids
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _over_ranks(sums: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if _rank_and_world()[1] == 1:
+        return sums
+    shared = sums.to(device)
+    dist.all_reduce(shared)
+    return shared.cpu()
+
+
+def _device_of(model: Any) -> torch.device:
+    """An engine says where it computes: its parameters may be offloaded."""
+    device = getattr(model, "device", None)
+    if isinstance(device, torch.device):
+        return device
+    return torch.device(device) if device else next(model.parameters()).device
+
+
+@contextmanager
+def _eval_mode(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -15,6 +15,9 @@ from ds_llama.commit.verify import verify as verify_folder
 from ds_llama.errors import CallError
 from ds_llama.units import format_bytes
 
+# Narrower terminals are told names and states only.
+_WIDE_COLUMNS = 60
+
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 Folder = Annotated[
@@ -56,7 +59,7 @@ def verify_command(
         print(json.dumps({"checkpoints": rows}, indent=2))
     else:
         for path, found in problems.items():
-            print(f"{path.name}: {'whole' if not found else f'{len(found)} problems'}")
+            print(f"{path.name}: {_summary(found)}")
             for problem in found:
                 print(f"  {problem}")
     return 1 if any(problems.values()) else 0
@@ -107,6 +110,10 @@ def _steps(folder: Path) -> list[Path]:
     return [checkpoint.path for checkpoint in found]
 
 
+def _summary(found: list[Problem]) -> str:
+    return f"{len(found)} problem{'s' if len(found) > 1 else ''}" if found else "whole"
+
+
 def _verified(path: Path, found: list[Problem]) -> dict[str, Any]:
     problems = [problem.to_dict() for problem in found]
     return {"name": path.name, "whole": not found, "problems": problems}
@@ -116,16 +123,19 @@ def _print_table(found: list[Checkpoint], latest: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False)
+    wide = console.width >= _WIDE_COLUMNS
     table = Table(box=None, pad_edge=False)
     table.add_column("checkpoint", overflow="fold")
-    for title in ("size", "ranks", "stage", "state"):
-        table.add_column(title, justify="right" if title != "state" else "left", overflow="fold")
+    for title in ("size", "ranks", "stage") if wide else ():
+        table.add_column(title, justify="right")
+    table.add_column("state", overflow="fold")
     for checkpoint in found:
         state = "complete" if checkpoint.complete else "damaged"
         if checkpoint.name == latest:
             state += ", latest"
-        ranks, stage = (
-            "?" if n is None else str(n) for n in (checkpoint.world_size, checkpoint.stage)
-        )
-        table.add_row(checkpoint.name, format_bytes(checkpoint.bytes), ranks, stage, state)
-    Console(soft_wrap=False, highlight=False).print(table)
+        layout = (checkpoint.world_size, checkpoint.stage)
+        numbers = ["?" if number is None else str(number) for number in layout]
+        middle = [format_bytes(checkpoint.bytes), *numbers] if wide else []
+        table.add_row(checkpoint.name, *middle, state)
+    console.print(table)

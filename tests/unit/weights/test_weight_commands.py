@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from ds_llama.cli.main import main
+from ds_llama.config.model import LlamaConfig
+from ds_llama.errors import ModelError
+from ds_llama.weights.convert import convert_folder
+from ds_llama.weights.skeleton import specs_of
+
+
+@pytest.fixture
+def saved(make_model, tmp_path: Path) -> Path:
+    _, model = make_model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "saved", max_shard_size=20_000)
+    (tmp_path / "saved" / "tokenizer.model").write_bytes(b"\x01")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_a_folder_is_written_anew(
+    command: str, saved: Path, tmp_path: Path, ids: torch.Tensor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [command, str(saved), str(out), "--max-shard-size", "30KB", "--json"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["source"], report["out"]) == (str(saved), str(out))
+    assert report["files"].keys() >= {"tokenizer.model", "config.json"}
+    assert sum(name.endswith(".safetensors") for name in report["files"]) > 1
+    pair = [transformers.LlamaForCausalLM.from_pretrained(folder).eval() for folder in (saved, out)]
+    with torch.no_grad():
+        assert torch.equal(pair[0](ids).logits, pair[1](ids).logits)
+
+
+def test_cast_and_say_so(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", str(saved), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    assert "out: 4 files, " in capsys.readouterr().out
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_mistakes_of_the_call(
+    command: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(tmp_path / "none"), str(tmp_path / "out")]) == 2
+    assert "remedy: " in capsys.readouterr().err
+    assert main([command, str(saved), str(tmp_path / "out"), "--max-shard-size", "4 apples"]) == 2
+    assert "where: --max-shard-size" in capsys.readouterr().err
+    assert main([command, str(saved), str(saved)]) == 1
+    assert "error: the weights cannot be written over themselves" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def _edit(folder: Path, **keys: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
+        (
+            {"num_hidden_layers": 1},
+            "model.layers.1.input_layernorm.weight does not belong to the network",
+        ),
+        ({"tie_word_embeddings": False}, "lm_head.weight is missing"),
+        ({"vocab_size": 98}, "model.embed_tokens.weight has shape [97, 32], the config says"),
+    ],
+)
+def test_weights_that_are_not_the_configs(
+    saved: Path, tmp_path: Path, keys: dict[str, object], message: str
+) -> None:
+    _edit(saved, **keys)
+    with pytest.raises(ModelError) as caught:
+        convert_folder(saved, tmp_path / "out")
+    assert message in caught.value.what
+    assert "config.json" in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_skeleton_has_transformers_names_and_shapes_without_memory(make_model) -> None:
+    config, model = make_model(attention_bias=True, mlp_bias=True)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert {name: spec.shape for name, spec in specs_of(config, torch.bfloat16).items()} == shapes
+    from ds_llama.config import preset
+
+    large: LlamaConfig = preset("llama-3.1-405b")
+    assert sum(spec.numel for spec in specs_of(large, torch.bfloat16).values()) == (
+        large.num_parameters
+    )

@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 _FACE = {
     "Llama": ("ds_llama.model.llama", "Llama"),
     "LlamaConfig": ("ds_llama.config.model", "LlamaConfig"),
-    "construct": ("ds_llama.zero.construct", "construct"),
-    "initialize": ("ds_llama.zero.engine", "initialize"),
+    "construct": ("ds_llama.trainer.build", "construct"),
+    "initialize": ("ds_llama.zero.script", "initialize"),
     "load_run": ("ds_llama.config", "load_run"),
     "preset": ("ds_llama.config", "preset"),
     "presets": ("ds_llama.config", "presets"),
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from ds_llama.model.llama import Llama
     from ds_llama.model.traits import register_traits
     from ds_llama.trainer.train import train
-    from ds_llama.zero.construct import construct
-    from ds_llama.zero.engine import initialize
+    from ds_llama.trainer.build import construct
+    from ds_llama.zero.script import initialize
     from ds_llama.zero.register import register
 
 __all__ = [

@@ -128,6 +128,10 @@ _ROWS: dict[str, Any] = {
 }
 
 
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _huggingface() -> Traits:
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -140,10 +144,6 @@ _registry: dict[str, Traits | Callable[[], Traits]] = {}
 _loaded: set[str] = set()
 register_traits(Llama, Traits(Block, (Block,), **_ROWS, sum_loss={"reduction": "sum"}))
 register_traits("transformers.models.llama.modeling_llama.LlamaForCausalLM", _huggingface)
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _find(model: nn.Module) -> Traits | None:

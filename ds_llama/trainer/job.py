@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.accelerator import get_accelerator
 
 from ds_llama.checkpoint import resume as resuming
 from ds_llama.commit import listing
@@ -174,14 +173,9 @@ def _validation(engine: Any, resolved: Resolved) -> Callable[[], Perplexity] | N
 
 def _peak_flops(resolved: Resolved) -> float | None:
     """Vendor's peak of this device in the run's dtype; None where it is not known."""
-    if not torch.cuda.is_available():
-        return None
-    found = hardware.find(get_accelerator().communication_backend_name() and _device_name())
-    return found.peak_flops(resolved.dtype) if found else None
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name()
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    return hardware.peak_flops(name, resolved.dtype, tf32=tf32)
 
 
 def _require_space(output: Path) -> None:

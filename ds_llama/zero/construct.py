@@ -41,7 +41,7 @@ def build(resolved: Resolved, *, how: How | None = None, fill: Fill | None = Non
     how = how or ("zero.Init" if resolved.stage == 3 else "meta")
     model = _BUILDERS[how](resolved.model, getattr(torch, resolved.dtype), resolved)
     (fill or (lambda module: fill_initial_(module, resolved.run.train.seed)))(model)
-    _check_rotary(model)
+    _check_rotary(model, resolved.run.data.sequence_length)
     return model
 
 
@@ -56,9 +56,8 @@ def fill_initial_(model: nn.Module, seed: int) -> None:
             target, start, stop = parameter.data.view(-1), 0, parameter.numel()
         else:
             target, start, stop = partition_of(parameter)
-        values = init.draw(name, rules[name], start, stop, seed)
-        with torch.no_grad():
-            target.zero_()[: stop - start].copy_(values)
+        init.fill_(target[: stop - start], name, rules[name], start, seed)
+        target[stop - start :].zero_()
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:
@@ -122,8 +121,12 @@ class _default_dtype:
         torch.set_default_dtype(self.before)
 
 
-def _check_rotary(model: nn.Module) -> None:
+def _check_rotary(model: nn.Module, tokens: int) -> None:
     """Every rotary table equals its fp32 recomputation: `zero.Init` has rounded such tables."""
+    for module in model.modules():
+        table = getattr(module, "rotary", None)
+        if isinstance(table, rope.RotaryTable):
+            table(0, tokens, world.device())
     wrong = rope.inexact_tables(model)
     if wrong:
         raise ModelError(

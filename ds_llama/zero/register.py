@@ -23,7 +23,7 @@ from torch import nn
 
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.config.run import Run
-from ds_llama.errors import RunError
+from ds_llama.errors import ConfigError, RunError
 from ds_llama.model.traits import Traits, traits_of
 from ds_llama.zero import engine as engines
 from ds_llama.zero import optimizer as optimizers
@@ -42,7 +42,14 @@ class Registration:
 
 def resolve_here(run: Run) -> Resolved:
     """`resolve` for the world and the kind of device that this process runs on."""
-    return resolve(run, world.world_size(), device=get_accelerator().device_name())
+    resolved = resolve(run, world.world_size(), device=get_accelerator().device_name())
+    if resolved.dtype == "float16" and not get_accelerator().is_fp16_supported():
+        raise ConfigError(
+            "fp16 is enabled, and this processor has no fast fp16, so DeepSpeed refuses it",
+            where=f"{run.deepspeed_path}:fp16.enabled",
+            remedy='write "bf16": {"enabled": true} instead of the fp16 section',
+        )
+    return resolved
 
 
 def register(model: nn.Module, run: Run, *, traits: Traits | None = None) -> Any:

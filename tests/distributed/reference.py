@@ -3,6 +3,10 @@
 Nothing of DeepSpeed and nothing of `ds_llama.zero` is used: one process, the whole global batch,
 fp32 master weights, AdamW and clipping spelled out. Low precision is where ZeRO has it: the
 weights that forward uses and the gradients that each micro-batch yields.
+
+The loss is the model's own fused one, whose parity with torch's has tests of its own: cross entropy
+over whole logits multiplies matrices of other shapes, and Adam turns the rounding of a gradient
+close to zero into a visible part of the learning rate.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ class Reference:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip: float = 1.0
+    reduce_in_half: bool = False
     steps: int = 0
     masters: dict[str, torch.Tensor] = field(init=False)
 
@@ -34,20 +39,25 @@ class Reference:
     def gradients(
         self, batches: list[dict[str, torch.Tensor]], world: int
     ) -> tuple[float, dict[str, torch.Tensor]]:
-        """Loss per token of the global batch and its fp32 gradient, summed over micro-batches."""
+        """Loss per token of the global batch and its gradient, summed over micro-batches.
+
+        Summed in fp32, or in the gradients' own dtype if `reduce_in_half`, as DeepSpeed does when
+        it communicates in half precision: each rank's share is divided by the world first.
+        """
         tokens = sum(int((b["labels"][:, 1:] != -100).sum()) for b in batches)
         total = 0.0
         summed = {n: torch.zeros_like(m) for n, m in self.masters.items()}
         for batch in batches:
             self.model.zero_grad(set_to_none=True)
-            logits = self.model(batch["input_ids"]).logits.float()
-            loss = nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum"
-            )
-            total += float(loss)
+            loss = self.model(**batch, reduction="sum").loss
+            total += loss.item()
             (loss * (world / tokens)).backward()
             for name, parameter in self.model.named_parameters():
-                summed[name] += parameter.grad.float() / world
+                if self.reduce_in_half:
+                    share = (parameter.grad / world).to(parameter.dtype)
+                    summed[name] = (summed[name].to(parameter.dtype) + share).float()
+                else:
+                    summed[name] += parameter.grad.float() / world
         return total / tokens, summed
 
     def step(self, batches: list[dict[str, torch.Tensor]], world: int) -> tuple[float, float]:

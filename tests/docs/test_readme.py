@@ -1,0 +1,75 @@
+"""The README is true: its table, its JSON, its links, its names, its commands."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import ds_llama as dl
+from ds_llama.cli import commands
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    found = [text for kind, text in BLOCKS if kind == language]
+    assert found
+    return found
+
+
+def test_first_table_is_the_papers_arithmetic() -> None:
+    parameters = dl.preset("llama-7b").num_parameters
+    assert f"({parameters:,} parameters" in README
+    bytes_of = {
+        "plain data parallel": lambda n: 16,
+        "`zero1`": lambda n: 4 + 12 / n,
+        "`zero2`": lambda n: 2 + 14 / n,
+        "`zero3`": lambda n: 16 / n,
+    }
+    for name, per_parameter in bytes_of.items():
+        row = next(line for line in README.splitlines() if line.startswith(f"| {name} "))
+        cells = [cell.strip() for cell in row.strip("|").split("|")][2:]
+        expected = [f"{parameters * per_parameter(n) / 2**30:.1f} GiB" for n in (1, 8, 64)]
+        assert cells == expected
+
+
+def test_run_json_is_a_run(tmp_path: Path) -> None:
+    for text in blocks("json"):
+        path = tmp_path / "run.json"
+        path.write_text(text)
+        assert dl.load_run(path).train.steps == json.loads(text)["train"]["steps"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_links_and_paths_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = re.findall(r"\]\(([^)#:]+)\)", text)
+    named += re.findall(r"`((?:ds_llama|ds_configs|tests|launch|docs)/[\w./-]*)`", text)
+    missing = [path for path in named if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_table_of_strategies_is_the_folder() -> None:
+    told = set(re.findall(r"^\| `(zero\w+)` \| (?!optimizer)", README, flags=re.MULTILINE))
+    told |= set(re.findall(r"^\| `(zero[123])` ", README, flags=re.MULTILINE))
+    assert told == {path.stem for path in (ROOT / "ds_configs").glob("*.json")}
+
+
+def test_python_uses_names_that_exist() -> None:
+    for text in blocks("python"):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.value.id != "dl" or hasattr(dl, node.attr)
+
+
+def test_commands_exist() -> None:
+    named = set(re.findall(r"^\S*ds-llama (\w+)", README, flags=re.MULTILINE))
+    assert {"train", "data", "eval", "generate", "export", "checkpoint"} <= named
+    for name in named:
+        assert commands.load(commands.find(name))

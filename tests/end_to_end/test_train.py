@@ -1,0 +1,178 @@
+"""`ds-llama train` from the command line to the export, on the real launcher."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.conftest import STEPS, Workspace
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: Workspace) -> Path:
+    """A run of two processes at stage 2 in bf16, to its end."""
+    workspace.run("train", workspace.write_run("trained"), "--nproc", "2")
+    return workspace.folder / "runs" / "trained"
+
+
+def test_one_row_a_step_with_every_metric(workspace: Workspace, trained: Path) -> None:
+    rows = workspace.rows("trained")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[0]["loss"] == pytest.approx(math.log(400), abs=0.5)
+    for row in rows:
+        assert row["tokens_per_s"] == pytest.approx(2 * row["tokens_per_s_per_device"])
+        assert row["mfu"] is None  # the peak of this device is not in the table
+        assert row["clip_coef"] == pytest.approx(min(1, 1 / (row["grad_norm"] + 1e-6)), rel=1e-5)
+    assert rows[-1]["tokens_seen"] == STEPS * 8 * 63
+    assert [row["step"] for row in rows if "validation_loss" in row] == [3, 6]
+
+
+def test_resolved_files_hold_every_value(trained: Path) -> None:
+    run = json.loads((trained / "run.json").read_text())
+    deepspeed = json.loads((trained / "deepspeed.json").read_text())
+    assert "auto" not in json.dumps(run) + json.dumps(deepspeed)
+    assert deepspeed["train_batch_size"] == 8
+    assert deepspeed["gradient_accumulation_steps"] == 2
+    assert deepspeed["gradient_clipping"] == 1.0
+    assert deepspeed["data_types"]["grad_accum_dtype"] == "fp32"
+
+
+def test_checkpoints_are_committed(workspace: Workspace, trained: Path) -> None:
+    listed = workspace.run("checkpoint", "list", "runs/trained", "--json")
+    found = json.loads(listed.stdout)
+    assert [(c["step"], c["complete"], c["world_size"]) for c in found["checkpoints"]] == [
+        (3, True, 2),
+        (6, True, 2),
+    ]
+    assert found["latest"] == "step-00000006"
+    workspace.run("checkpoint", "verify", "runs/trained")
+
+
+def test_export_is_the_same_model_in_transformers(trained: Path) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from ds_llama.evals.load import load_for_inference
+
+    theirs = LlamaForCausalLM.from_pretrained(trained / "export", dtype=torch.float32)
+    ours = load_for_inference(trained / "export").model.float()
+    ids = torch.arange(64).reshape(1, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_eval_and_generate_read_the_run_folder(workspace: Workspace, trained: Path) -> None:
+    report = json.loads(workspace.run("eval", "runs/trained", "--json").stdout)
+    assert report["perplexity"] == pytest.approx(math.exp(report["loss"]))
+    words = ("--prompt", "import", "--max-new-tokens", "8", "--json")
+    assert json.loads(workspace.run("generate", "runs/trained", *words).stdout)
+
+
+def test_a_finished_run_is_not_trained_again(workspace: Workspace, trained: Path) -> None:
+    before = (trained / "metrics.jsonl").read_bytes()
+    workspace.run("train", "trained.json", "--nproc", "2")
+    assert (trained / "metrics.jsonl").read_bytes() == before
+
+
+def test_never_does_not_write_over_a_run(workspace: Workspace, trained: Path) -> None:
+    result = workspace.run("train", "trained.json", "--nproc", "2", "--resume", "never", code=1)
+    assert "error: the folder holds a committed checkpoint (step-00000006)" in result.stderr
+    assert "remedy: give the run another output folder" in result.stderr
+
+
+def test_required_wants_a_checkpoint(workspace: Workspace) -> None:
+    run = workspace.write_run("required")
+    result = workspace.run("train", run, "--nproc", "2", "--resume", "required", code=1)
+    assert result.stderr.count("error: no complete checkpoint to resume from") == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves_nothing_behind(workspace: Workspace, signum: int) -> None:
+    name = f"stopped-{signum}"
+    run = workspace.write_run(name, train={"steps": 5000}, evaluation={"every_steps": None})
+    process = workspace.start("train", run, "--nproc", "2", start_new_session=True)
+    metrics = workspace.folder / "runs" / name / "metrics.jsonl"
+    _wait(lambda: metrics.exists() and metrics.read_text().count("\n") >= 4)
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)  # as a terminal does on Ctrl-C
+    else:
+        process.send_signal(signum)
+    start = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, out[-2000:] + err[-2000:]
+    assert time.monotonic() - start < 30
+    last = workspace.rows(name)[-1]["step"]
+    found = json.loads(workspace.run("checkpoint", "list", f"runs/{name}", "--json").stdout)
+    assert found["checkpoints"][-1]["step"] == last
+    _wait(lambda: not _processes_of(run), seconds=5)
+
+    workspace.run("train", run, f"train.steps={last + 2}", "--nproc", "2", "--resume", "required")
+    assert [row["step"] for row in workspace.rows(name)] == list(range(1, last + 3))
+
+
+def test_under_a_launcher_that_the_user_started(workspace: Workspace) -> None:
+    run = workspace.write_run("launched")
+    command = ["deepspeed", "--num_accelerators", "2", "--module", "ds_llama", "train", run]
+    override = "deepspeed.zero_optimization.stage=3"
+    result = subprocess.run(
+        [*command, override, "train.steps=2"],
+        cwd=workspace.folder,
+        env=workspace.environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    written = json.loads((workspace.folder / "runs/launched/deepspeed.json").read_text())
+    assert written["zero_optimization"]["stage"] == 3
+    assert (workspace.folder / "runs/launched/export/model.safetensors").exists()
+
+
+def test_mistakes_are_found_before_anything_starts(workspace: Workspace) -> None:
+    run = workspace.write_run("mistaken")
+    start = time.monotonic()
+    result = workspace.run("train", run, "train.stepz=3", "--nproc", "2", code=2)
+    assert "train.steps" in result.stderr
+    mistyped = {"zero_optimisation": {"stage": 2}}
+    run = workspace.write_run("mistyped", deepspeed=mistyped)
+    result = workspace.run("train", run, "--nproc", "2", code=1)
+    assert "zero_optimization" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert time.monotonic() - start < 10
+
+
+def test_missing_data_is_one_message(workspace: Workspace) -> None:
+    run = workspace.write_run("no-data", data={"train": "shards/absent"})
+    result = workspace.run("train", run, "--nproc", "2", code=1)
+    assert result.stderr.count("error: ") == 1, result.stderr
+    assert "shards/absent" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def _wait(condition: object, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def _processes_of(run: str) -> list[str]:
+    """Command lines of living processes that name the run's file."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if run.encode() in words:
+            found.append(b" ".join(words).decode())
+    return found

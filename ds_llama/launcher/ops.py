@@ -23,7 +23,7 @@ from typing import Any
 from ds_llama.errors import MachineError
 from ds_llama.launcher import baton
 from ds_llama.launcher.environment import find_compiler, rank_environment
-from ds_llama.launcher.processes import end_group
+from ds_llama.launcher.processes import end_session
 from ds_llama.launcher.progress import Announcement
 
 TIMEOUT_S = 1200.0
@@ -118,13 +118,15 @@ def _build_one(name: str, root: Path, timeout_s: float) -> None:
         try:
             code = announcement.wait(process, timeout_s)
         finally:
-            end_group(process.pid)
+            end_session(process.pid)
             process.wait()
-    lines = log.read_text(errors="replace").strip().splitlines()
-    if code is None:
-        raise _failure(name, log, f"was not compiled within {timeout_s:g} s", "free the machine")
-    if code != 0 or not lines or not Path(lines[-1]).is_file():
-        raise _failure(name, log, f"did not compile: {_first_error(lines)}", _INSTALL)
+        lines = log.read_text(errors="replace").strip().splitlines()
+        if code is None:
+            raise _failure(
+                name, log, f"was not compiled within {timeout_s:g} s", "free the machine"
+            )
+        if code != 0 or not lines or not Path(lines[-1]).is_file():
+            raise _failure(name, log, f"did not compile: {_first_error(lines)}", _INSTALL)
     _stamp(name).write_text(json.dumps({"key": _key(), "library": lines[-1]}))
 
 

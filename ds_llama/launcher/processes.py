@@ -1,4 +1,8 @@
-"""Process groups: who is in one, and ending all of it. By recorded group, never by a pattern."""
+"""Sessions: who is in one, and ending all of it. By recorded session, never by a pattern.
+
+A child that was started with `start_new_session` leads a session of its own. Its descendants stay
+in it whatever process groups they make (ninja gives every compiler one).
+"""
 
 from __future__ import annotations
 
@@ -12,35 +16,39 @@ import psutil
 _POLL_S = 0.05
 
 
-def members(group: int) -> list[psutil.Process]:
-    """The living processes of a group; zombies have ended and only wait to be read."""
+def members(session: int) -> list[psutil.Process]:
+    """The living processes of a session; zombies have ended and only wait to be read."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(OSError, psutil.Error):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+            if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
-def end_group(group: int, *, patience_s: float = 5.0) -> bool:
-    """Ask every process of the group to end, kill those that have not after `patience_s`.
+def end_session(session: int, *, patience_s: float = 5.0) -> bool:
+    """Ask every process of the session to end, kill those that have not after `patience_s`.
 
     True when there was anything left to end.
     """
-    if not members(group):
+    if not members(session):
         return False
     for signum, patience in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 10.0)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(group, signum)
+        _signal_all(session, signum)
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            if not members(group):
+            if not members(session):
                 return True
             time.sleep(_POLL_S)
     return True
 
 
-def kill_group(group: int) -> None:
-    """End every process of the group at once."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+def kill_session(session: int) -> None:
+    """End every process of the session at once."""
+    _signal_all(session, signal.SIGKILL)
+
+
+def _signal_all(session: int, signum: signal.Signals) -> None:
+    for process in members(session):
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signum)

@@ -6,8 +6,8 @@
               ├ ds_llama train  rank 0
               └ ds_llama train  rank 1
 
-All of them are one process group of their own, so a Ctrl-C at the terminal reaches the top one
-only, and what is left at the end is ended by that group.
+All but the top are one session of their own, so a Ctrl-C at the terminal reaches the top one only,
+and what is left at the end is ended by that session.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ds_llama.errors import CallError, RunError
 from ds_llama.launcher import command, marks, ops
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR
-from ds_llama.launcher.processes import end_group, kill_group
+from ds_llama.launcher.processes import end_session, kill_session
 
 if TYPE_CHECKING:
     from ds_llama.config.run import Run
@@ -99,7 +99,7 @@ def _require_finished(folder: Path, world_size: int) -> None:
 
 
 class _Launch:
-    """One child and its process group."""
+    """One child and its session."""
 
     def __init__(self, argv: Sequence[str], env: dict[str, str], *, local: bool) -> None:
         self._argv, self._env, self._local = argv, env, local
@@ -120,7 +120,7 @@ class _Launch:
                 code = self._child.wait()
             finally:
                 self._timer.cancel()
-                end_group(self._child.pid)
+                end_session(self._child.pid)
                 self._child.wait()
         return 128 + self._signum if self._signum is not None else exit_code(code)
 
@@ -161,7 +161,7 @@ class _Launch:
                 process.send_signal(signal.SIGTERM)
 
     def _kill(self) -> None:
-        kill_group(self._child.pid)
+        kill_session(self._child.pid)
 
 
 def exit_code(code: int) -> int:

@@ -1,0 +1,146 @@
+"""Two real processes under DeepSpeed's real launcher: exit codes, signals, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from ds_llama.errors import CallError
+from ds_llama.launcher import run as launching
+from ds_llama.launcher.run import exit_code, launch
+
+
+def facts(folder: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{rank}.json").read_text())
+    return found
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Started:
+    """`top.py` in a process of its own, both ranks up."""
+
+    def __init__(self, folder: Path, **do: str) -> None:
+        self.top = subprocess.Popen(
+            [sys.executable, str(folder / "top.py")],
+            env={**os.environ, **do},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: all((folder / f"{rank}.json").exists() for rank in (0, 1)))
+        self.ranks = [facts(folder, rank)["pid"] for rank in (0, 1)]
+        self.launch = facts(folder, 0)["parent"]
+        self.runner = psutil.Process(self.launch).ppid()
+        self.below = [*self.ranks, self.launch, self.runner]
+
+    def end(self) -> tuple[int, str]:
+        """Exit code and stderr, after checking that no process stayed."""
+        _, printed = self.top.communicate(timeout=60)
+        wait_until(lambda: not any(map(is_alive, self.below)), seconds=10)
+        return self.top.returncode, printed
+
+
+NASTY = ["a b", "x;y", 'it\'s "q"', "--", "$HOME", "", "-x", "*", "`id`", "a\nb", "é", "--nproc"]
+
+
+def test_arguments_and_environment_arrive(ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert launch(["train", *NASTY], nproc=2, module="one_rank") == 0
+    for rank in (0, 1):
+        found = facts(ranks, rank)
+        assert found["argv"] == [f"--local_rank={rank}", "train", *NASTY]
+        env = found["env"]
+        assert (env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) == (str(rank), str(rank), "2")
+        assert int(env["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+        assert env["DS_LLAMA_SUPERVISOR"] == str(os.getpid())
+        assert not Path(env["DS_LLAMA_LAUNCH"]).exists()
+
+
+@pytest.mark.parametrize(("do", "code"), [("exit 3", 3), ("signal 9", 137)])
+def test_the_code_of_the_rank_that_failed(
+    do: str, code: int, ranks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK_0", "sleep")
+    monkeypatch.setenv("RANK_1", do)
+    assert launch([], nproc=2, module="one_rank") == code
+    wait_until(lambda: not any(is_alive(facts(ranks, rank)["pid"]) for rank in (0, 1)), 10)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all(signum: signal.Signals, ranks: Path) -> None:
+    started = Started(ranks, RANK_0="sleep", RANK_1="sleep")
+    started.top.send_signal(signum)
+    assert started.end()[0] == 128 + signum
+
+
+def test_a_second_signal_does_not_wait(ranks: Path) -> None:
+    started = Started(ranks, RANK_0="deaf", RANK_1="deaf")
+    started.top.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert started.top.poll() is None
+    started.top.send_signal(signal.SIGINT)
+    assert started.end()[0] == 130
+
+
+@pytest.mark.parametrize("victim", ["runner", "launch"])
+def test_a_killed_launcher_is_no_success(victim: str, ranks: Path) -> None:
+    """Killing launch.py makes DeepSpeed's runner exit 0."""
+    started = Started(ranks, RANK_0="sleep", RANK_1="sleep")
+    os.kill(getattr(started, victim), signal.SIGKILL)
+    code, printed = started.end()
+    assert code == {"runner": 137, "launch": 1}[victim]
+    if victim == "launch":
+        assert printed.startswith("error: 2 of 2 ranks did not finish\nwhere: rank 0, 1\n")
+
+
+def test_ranks_die_with_a_killed_supervisor(ranks: Path) -> None:
+    started = Started(ranks, RANK_0="sleep", RANK_1="sleep")
+    started.top.kill()
+    assert started.end()[0] == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("code", "shell"), [(0, 0), (1, 1), (2, 2), (143, 143), (-9, 137), (-15, 143), (247, 137)]
+)
+def test_exit_codes(code: int, shell: int) -> None:
+    assert exit_code(code) == shell
+
+
+@pytest.mark.parametrize("given", [{}, {"nproc": 2, "hostfile": "h"}])
+def test_where_the_ranks_run_is_said_once(given: dict[str, Any]) -> None:
+    with pytest.raises(CallError, match="one of --nproc and --hostfile") as caught:
+        launch([], **given)
+    assert caught.value.where == "command line"
+    assert caught.value.remedy.startswith("give --nproc N for this machine")
+
+
+def test_no_hostfile_is_an_error_and_no_launch(tmp_path: Path) -> None:
+    with pytest.raises(CallError, match="the hostfile cannot be read: No such file"):
+        launch([], hostfile=tmp_path / "nothing")
+
+
+def test_patience_is_longer_than_deepspeeds() -> None:
+    """launch.py kills a rank 30 s after asking it to end."""
+    assert launching.PATIENCE_S > 30

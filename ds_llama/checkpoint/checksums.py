@@ -69,7 +69,7 @@ def _differing_ranks(saved: list[str], now: list[str]) -> str:
 
 def _compute(engine: Any) -> tuple[dict[str, Any], Sums]:
     """`compute`'s result, and this rank's sums over copies that every rank has."""
-    parted, copies, digest = _local(engine)
+    parted, copies, digest = ranks.together("checksums", "engine", lambda: _local(engine))
     total = _add_up(parted)
     # Copies count once, rank 0's; at stage 3 a gathered weight's slices were added up already.
     total = ranks.gather({**copies, **total} if world.rank() == 0 else {})[0]

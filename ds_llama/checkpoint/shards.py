@@ -39,7 +39,7 @@ def write(engine: Any, staged: Path) -> list[Entry]:
             comm.barrier()  # the one that the others wait at
     if recorder.errors:
         raise recorder.errors[0]
-    swapped = staged / "offloaded_tensors" / f"rank{world.rank()}"
+    swapped = staged / "offloaded_tensors" / f"rank{world.rank():02d}"
     files = sorted(path for path in swapped.rglob("*") if path.is_file())
     return recorder.entries + manifest.entries(staged, files, rank=world.rank())
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -25,8 +26,7 @@ def test_pieces_add_up_to_the_whole_wherever_it_is_cut(
     tensor: torch.Tensor, cuts: list[int]
 ) -> None:
     edges = [0, *sorted(cuts), SIZE]
-    pairs = zip(edges[:-1], edges[1:], strict=True)
-    parts = [fingerprint(tensor[a:b], a) for a, b in pairs]
+    parts = [fingerprint(tensor[a:b], a) for a, b in pairwise(edges)]
     assert sum(parts) % MODULUS == fingerprint(tensor)
 
 

@@ -56,7 +56,8 @@ def _problem(item: dict[str, Any], model: type[BaseModel], prefix: str) -> Probl
             "missing-key", "error", key, f"{path[-1]!r} is missing", f"give {path[-1]!r}"
         )
     code = "wrong-type" if "type" in kind or "parsing" in kind else "wrong-value"
-    message = item["msg"][0].lower() + item["msg"][1:]
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:].replace("tuple", "list")
     return Problem(code, "error", key, f"{shown(value)}: {message}", _remedy(item))
 
 

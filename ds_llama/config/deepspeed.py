@@ -16,7 +16,7 @@ from ds_llama.config import keys_training as training
 from ds_llama.config.base import shown
 from ds_llama.config.keys import Key, Section, flag, real, text, whole
 from ds_llama.config.keys_zero import ZERO
-from ds_llama.config.problems import Problem, did_you_mean
+from ds_llama.config.problems import Problem, did_you_mean, nearest
 from ds_llama.config.removed import REMOVED
 
 if TYPE_CHECKING:
@@ -105,7 +105,16 @@ def check(
     problems = list(_section(SCHEMA, deepspeed, "", dialect))
     problems += _optimizer_parameters(deepspeed, dialect)
     broken = {problem.key for problem in problems if problem.severity == "error"}
-    context = Context(_without(deepspeed, broken), dialect, run, model, world_size, device)
+    meant = {key for problem in problems if (key := _meant(problem))}
+    context = Context(
+        _without(deepspeed, broken),
+        dialect,
+        run,
+        model,
+        world_size,
+        device,
+        frozenset(broken | meant),
+    )
     return problems + run_rules(context)
 
 
@@ -161,6 +170,16 @@ def _unknown(name: str, key: str, section: Section) -> Problem:
         if not entry.gone and not (isinstance(entry, Key) and entry.same_as)
     ]
     return Problem("unknown-key", "error", key, f"unknown key {name!r}", did_you_mean(name, known))
+
+
+def _meant(problem: Problem) -> str | None:
+    """The key that a misspelt one stood for: what it says is not known to be absent."""
+    *parents, name = problem.key.split(".")
+    section = lookup(parents)
+    if problem.code != "unknown-key" or not isinstance(section, Section):
+        return None
+    guess = nearest(name, section.keys)
+    return ".".join([*parents, guess]) if guess else None
 
 
 def _value(known: Key, value: Any, key: str, dialect: Dialect) -> Iterator[Problem]:

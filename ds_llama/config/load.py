@@ -49,15 +49,15 @@ class _Reader:
         self.overridden: set[str] = set()
 
     def read(self, tree: dict[str, Any], texts: tuple[str, ...]) -> Run:
+        if tree.get("deepspeed") is None:
+            tree["deepspeed"] = DEFAULT_DEEPSPEED
         for override in [overriding.parse(text) for text in texts]:
             overriding.check_path(override)
             overriding.apply(tree, override, self.read_deepspeed)
             self.overridden.add(override.key)
         tree.setdefault("output", f"runs/{self.path.stem if self.path else 'run'}")
-        deepspeed = tree.get("deepspeed", DEFAULT_DEEPSPEED)
-        if isinstance(deepspeed, str):
-            deepspeed = self.read_deepspeed(deepspeed)
-        tree["deepspeed"] = deepspeed
+        if isinstance(tree["deepspeed"], str):
+            tree["deepspeed"] = self.read_deepspeed(tree["deepspeed"])
         return self.checked(tree)
 
     def read_deepspeed(self, text: str) -> dict[str, Any]:

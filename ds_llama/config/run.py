@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
+    Discriminator,
     Field,
     PrivateAttr,
     SerializerFunctionWrapHandler,
     Strict,
+    Tag,
     field_validator,
     model_serializer,
     model_validator,
@@ -54,10 +57,26 @@ class Corpus(Frozen):
     weight: Real = Field(default=1.0, gt=0)
 
 
+def _form(value: Any) -> str:
+    """Which of the two forms is meant, so that only its mistakes are reported."""
+    return "several" if isinstance(value, (list, tuple)) else "one"
+
+
+def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    # After validation: pydantic's own min_length also counts entries that it has just refused.
+    if not value:
+        raise ValueError("the list is empty")
+    return value
+
+
+_One = Annotated[str, Field(min_length=1), Tag("one")]
+_Several = Annotated[tuple[Corpus, ...], Strict(False), AfterValidator(_not_empty), Tag("several")]
+
+
 class DataConfig(Frozen):
     """Shards by their prefix, relative to the working directory."""
 
-    train: str | Annotated[tuple[Corpus, ...], Strict(False), Field(min_length=1)]
+    train: Annotated[_One | _Several, Discriminator(_form)]
     validation: str | None = None
     sequence_length: Whole = Field(default=2048, ge=2)
     tokenizer: str | None = None

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from ds_llama.config.run import Run
 
 
+class Unreadable(Exception):
+    """A rule asked for a value that the schema refused: it has nothing to say about this JSON."""
+
+
 @dataclass(frozen=True)
 class Context:
-    """What a rule may look at; None for what is not known."""
+    """What a rule may look at; None for what is not known. `broken`: keys that were refused."""
 
     deepspeed: Mapping[str, Any]
     dialect: str = "deepspeed"
@@ -31,19 +35,24 @@ class Context:
     model: LlamaConfig | None = None
     world_size: int | None = None
     device: str | None = None
+    broken: frozenset[str] = frozenset()
 
     def get(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path; `default` when it is absent, null or "auto"."""
         here: Any = self.deepspeed
-        for name in path.split("."):
+        names = path.split(".")
+        if any(".".join(names[: n + 1]) in self.broken for n in range(len(names))):
+            raise Unreadable(path)
+        for name in names:
             here = here.get(name) if isinstance(here, Mapping) else None
         return default if here is None or here == "auto" else here
 
     def has(self, path: str) -> bool:
         """Whether the path holds a value other than null."""
+        value = self.get(path)
         *parents, last = path.split(".")
         owner = self.get(".".join(parents)) if parents else self.deepspeed
-        return isinstance(owner, Mapping) and owner.get(last) is not None
+        return value is not None or (isinstance(owner, Mapping) and owner.get(last) is not None)
 
     @property
     def stage(self) -> int:
@@ -90,4 +99,11 @@ def all_rules() -> tuple[Rule, ...]:
 
 def run_rules(context: Context) -> list[Problem]:
     """What all rules find."""
-    return [problem for rule in all_rules() for problem in rule(context)]
+    found: list[Problem] = []
+    for rule in all_rules():
+        try:
+            for problem in rule(context):
+                found.append(problem)
+        except Unreadable:
+            continue
+    return found

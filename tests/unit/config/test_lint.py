@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import copy
+import json
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ds_llama.cli.lint import command, is_run, lint
+from ds_llama.config import preset, shipped
+
+CLEAN = {"gradient_clipping": 1.0, "zero_optimization": {"stage": 2}}
+WARNED = {"zero_optimization": {"stage": 2}}
+WRONG = {"gradient_clipping": 1.0, "zero_optimisation": {"stage": 2}}
+
+
+def run_lint(capsys, *files, **options):
+    code = command(list(files), **options)
+    return code, capsys.readouterr().out
+
+
+def test_exit_codes(write, capsys, tmp_path):
+    clean, warned = write("clean.json", CLEAN), write("warned.json", WARNED)
+    wrong, broken = write("wrong.json", WRONG), tmp_path / "broken.json"
+    broken.write_text("{")
+    assert run_lint(capsys, clean, warned)[0] == 0
+    assert run_lint(capsys, clean, warned, strict=True)[0] == 1
+    assert run_lint(capsys, clean, wrong)[0] == 1
+    assert run_lint(capsys, wrong, broken)[0] == 2
+    assert run_lint(capsys, tmp_path / "missing.json")[0] == 2
+
+
+def test_text_says_place_code_message_and_remedy(write, capsys):
+    path = write("wrong.json", WRONG)
+    _, out = run_lint(capsys, path)
+    assert out.splitlines() == [
+        f"{path}: 1 error, 0 warnings",
+        f"  error [unknown-key] {path}:zero_optimisation",
+        "    unknown key 'zero_optimisation'",
+        "    remedy: did you mean 'zero_optimization'?",
+    ]
+
+
+def test_json_is_one_document(write, capsys, tmp_path):
+    files = [write("clean.json", CLEAN), write("wrong.json", WRONG), tmp_path / "gone.json"]
+    _, out = run_lint(capsys, *files, json=True)
+    clean, wrong, gone = json.loads(out)["files"]
+    assert clean == {"path": str(files[0]), "problems": []}
+    (problem,) = wrong["problems"]
+    assert set(problem) == {"code", "severity", "key", "message", "remedy"}
+    assert gone["problems"][0]["code"] == "unreadable"
+
+
+def test_a_syntax_error_keeps_its_line(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text('{\n"a": }')
+    (problem,) = lint(path).problems
+    assert problem.key == "2:6"
+
+
+def test_dialect(write, capsys):
+    path = write("hf.json", {**CLEAN, "train_batch_size": "auto"})
+    assert run_lint(capsys, path)[0] == 1
+    assert run_lint(capsys, path, dialect="huggingface")[0] == 0
+
+
+def test_a_run_is_told_from_a_deepspeed_json(write, tree):
+    assert is_run(tree)
+    assert is_run({"modle": {}, "data": {}, "train": {}})
+    assert not is_run(CLEAN)
+    assert not is_run({})
+    write("zero.json", WRONG)
+    tree |= {"deepspeed": "zero.json", "train": {"step": 3}, "optimizer": {"lr": -1}}
+    path = write("run.json", tree)
+    found = {(problem.key, problem.code) for problem in lint(path).problems}
+    assert found == {
+        ("train.step", "unknown-key"),
+        ("optimizer.lr", "wrong-value"),
+        (f"{path.parent}/zero.json:zero_optimisation", "unknown-key"),
+    }
+
+
+def test_warnings_of_a_run_and_what_it_names(write, tree):
+    tree["deepspeed"] = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}}
+    (problem,) = lint(write("run.json", tree)).problems
+    assert (problem.code, problem.severity) == ("bucket-above-model", "warning")
+    assert problem.key == "deepspeed.zero_optimization.reduce_bucket_size"
+    tree["deepspeed"] = "gone.json"
+    report = lint(write("run.json", tree))
+    assert not report.readable
+    assert "gone.json" in report.problems[0].key
+
+
+def test_no_data_is_touched(write, tree):
+    tree["data"] = {"train": "no/such/shard", "tokenizer": "no/such/tokenizer"}
+    assert lint(write("run.json", tree)).problems == []
+
+
+SEEDS = [json.loads(path.read_text()) for path in sorted(shipped.folder().rglob("*.json"))]
+SEEDS += [{"model": preset("tiny").to_hf(), "data": {"train": ["a", {"path": "b"}]}}]
+SEEDS += [
+    {
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "betas": [0.9, 0.95]}},
+        "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 3}},
+        "zero_optimization": {"stage": 3, "zenflow": {"topk_ratio": 0.1}, "leaf_module": {}},
+        "activation_checkpointing": {"partition_activations": True},
+        "tensor_parallel": {"autotp_size": 2},
+        "pipeline": {"stages": 2},
+        "train_batch_size": 8,
+        "train_micro_batch_size_per_gpu": 2,
+        "checkpoint": {"writer": {}},
+    }
+]
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([10**400, -(10**400), 1e308, 2**63, "auto", "", "none", [], {}, [[]], 0]),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(max_size=8),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=4), st.integers(), max_size=3),
+)
+
+
+def places(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    if isinstance(value, (dict, list)):
+        for name, inner in items:
+            yield from (
+                places(inner, (*path, name)) if isinstance(inner, (dict, list)) else [(*path, name)]
+            )
+
+
+def mutated(tree, random_, value):
+    """One place of the tree replaced, renamed or removed."""
+    tree = copy.deepcopy(tree)
+    *parents, last = random_.choice([path for path in places(tree) if path])
+    owner = tree
+    for name in parents:
+        owner = owner[name]
+    how = random_.choice(["replace", "rename", "remove"])
+    if how == "replace" or isinstance(owner, list):
+        owner[last] = value
+    elif how == "rename":
+        owner[str(last)[:-1] + "x"] = owner.pop(last)
+    else:
+        del owner[last]
+    return tree
+
+
+@settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.sampled_from(SEEDS), st.integers(0, 2**32), st.lists(VALUES, min_size=1, max_size=3))
+@pytest.mark.parametrize("dialect", ["deepspeed", "huggingface"])
+def test_no_mutation_of_a_valid_json_crashes_it(tmp_path, dialect, tree, seed, values):
+    random_ = random.Random(seed)
+    for value in values:
+        tree = mutated(tree, random_, value) if any(path for path in places(tree)) else tree
+    path = tmp_path / "mutated.json"
+    path.write_text(json.dumps(tree))
+    report = lint(path, dialect)
+    assert all(problem.message and problem.remedy for problem in report.problems)
+    assert json.dumps(report.to_dict())

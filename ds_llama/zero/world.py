@@ -24,11 +24,21 @@ def join(timeout: timedelta = TIMEOUT) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
     if not deepspeed.comm.is_initialized():
+        _do_without_shared_memory_op()
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
             timeout=timeout,
             verbose=False,
         )
+
+
+def _do_without_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling deepspeed_shm_comm when it makes a process group on CPU.
+
+    That takes a minute or more, in every rank, without a word (deepspeed/comm/torch.py:207). Only
+    `inference_all_reduce` uses the op, and without it takes the group's own all-reduce.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def rank() -> int:

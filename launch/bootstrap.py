@@ -186,6 +186,11 @@ def make_venv(venv, log):
     log_there = venv.parent / f"{venv.name}.log"
     run_logged(f"making {venv.name}", [*command, str(venv)], log_there)
     log_there.replace(log)
+    if outside is not None and sys.prefix != sys.base_prefix:
+        # A venv made by a venv sees the packages of the Python below both, not of its maker.
+        inside = next(venv.glob("lib/python*/site-packages"))
+        outer = sysconfig.get_paths()["purelib"]
+        (inside / "ds_llama-outer.pth").write_text(outer + "\n")
 
 
 def install(root, venv, extras, need_gb):

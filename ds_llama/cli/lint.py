@@ -43,7 +43,7 @@ def command(
     dialect: Annotated[
         Dialect, typer.Option(help='"huggingface" where the Trainer fills in "auto".')
     ] = Dialect.deepspeed,
-    strict: Annotated[bool, typer.Option(help="Exit 1 for warnings too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for warnings too.")] = False,
 ) -> int:
     """Check run JSONs and any DeepSpeed JSON: exit 0 clean, 1 errors, 2 not a JSON object."""
     reports = [lint(path, str(Dialect(dialect).value)) for path in files]

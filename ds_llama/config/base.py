@@ -56,8 +56,7 @@ def _problem(item: dict[str, Any], model: type[BaseModel], prefix: str) -> Probl
             "missing-key", "error", key, f"{path[-1]!r} is missing", f"give {path[-1]!r}"
         )
     code = "wrong-type" if "type" in kind or "parsing" in kind else "wrong-value"
-    message = item["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:].replace("tuple", "list")
+    message = item["msg"][0].lower() + item["msg"][1:].replace("tuple", "list")
     return Problem(code, "error", key, f"{shown(value)}: {message}", _remedy(item))
 
 
@@ -74,6 +73,8 @@ def _is_word(value: Any) -> bool:
 
 def _remedy(item: dict[str, Any]) -> str:
     context = item.get("ctx", {})
+    if "remedy" in context:
+        return str(context["remedy"])
     bounds = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
     said = [f"{words} {context[name]}" for name, words in bounds.items() if name in context]
     if said:

@@ -81,7 +81,8 @@ class _Reader:
         model: LlamaConfig | None = None
         try:
             run = Run.model_validate(tree)
-            errors += [problem.to_error(self.label) for problem in check_run(run)]
+            found = [problem for problem in check_run(run) if problem.severity == "error"]
+            errors += [problem.to_error(self.label) for problem in found]
         except ValidationError as error:
             found = [p for p in problems_of(error, Run) if p.key.split(".")[0] != "model"]
             errors += [problem.to_error(self.label) for problem in found]
@@ -128,11 +129,16 @@ def placed(
     return moved
 
 
-def warnings_of(run: Run) -> list[Problem]:
-    """What is legal in a run's DeepSpeed JSON, and slow or surprising; keys begin in the run."""
-    found = check(run.deepspeed, dialect="run", run=run, model=run.architecture)
-    return [
-        replace(problem, key=f"deepspeed.{problem.key}")
-        for problem in found
-        if problem.severity == "warning"
-    ]
+def warnings_of(
+    run: Run, model: LlamaConfig | None = None, deepspeed: list[Problem] | None = None
+) -> list[Problem]:
+    """What is legal in a run, and slow or surprising; keys are paths in the run JSON.
+
+    deepspeed: what `check` found in its DeepSpeed JSON, if that has been asked already.
+    """
+    model = model or run.architecture
+    if deepspeed is None:
+        deepspeed = check(run.deepspeed, dialect="run", run=run, model=model)
+    inner = [replace(problem, key=f"deepspeed.{problem.key}") for problem in deepspeed]
+    found = [*check_run(run, model), *inner]
+    return [problem for problem in found if problem.severity == "warning"]

@@ -13,7 +13,7 @@ from typing import Any
 from ds_llama.config import fill
 from ds_llama.config.batch import Batch, nearest, solve
 from ds_llama.config.deepspeed import BATCH_KEYS, check
-from ds_llama.config.load import placed
+from ds_llama.config.load import placed, warnings_of
 from ds_llama.config.model import LlamaConfig
 from ds_llama.config.problems import Problem, at, raise_errors
 from ds_llama.config.rules import Context
@@ -100,7 +100,7 @@ def resolve(
         stage=context.stage,
         offload_optimizer=context.offload("offload_optimizer"),
         offload_param=context.offload("offload_param"),
-        problems=tuple(problem for problem in problems if problem.severity == "warning"),
+        problems=tuple(warnings_of(run, model, problems)),
     )
 
 

@@ -18,6 +18,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from ds_llama.config.base import Frozen, Real, Whole
 from ds_llama.config.model import NOT_ARCHITECTURE, LlamaConfig
@@ -65,7 +66,8 @@ def _form(value: Any) -> str:
 def _not_empty(value: tuple[Any, ...]) -> tuple[Any, ...]:
     # After validation: pydantic's own min_length also counts entries that it has just refused.
     if not value:
-        raise ValueError("the list is empty")
+        remedy = {"remedy": "name at least one shard"}
+        raise PydanticCustomError("empty_list", "the list is empty", remedy)
     return value
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ds_llama.config.model import LlamaConfig
 from ds_llama.config.problems import Problem
 from ds_llama.config.run import Run
 
 
-def check_run(run: Run) -> Iterator[Problem]:
-    """Contradictions within a run; keys are paths in the run JSON."""
+def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
+    """Contradictions within a run and with its model; keys are paths in the run JSON."""
     yield from _length(run)
+    yield from _sequence(run, model)
     yield from _batch(run)
     yield from _schedule(run)
     yield from _optimizers(run)
@@ -25,6 +27,20 @@ def _length(run: Run) -> Iterator[Problem]:
             f"train.epochs ({run.train.epochs:g}) and train.steps ({run.train.steps}) both say "
             "how long to train",
             "keep one of them",
+        )
+
+
+def _sequence(run: Run, model: LlamaConfig | None) -> Iterator[Problem]:
+    given = "sequence_length" in run.data.model_fields_set
+    length = run.data.sequence_length
+    if given and model is not None and length > model.max_position_embeddings:
+        yield Problem(
+            "sequence-beyond-model",
+            "warning",
+            "data.sequence_length",
+            f"data.sequence_length ({length}) is beyond the model's max_position_embeddings "
+            f"({model.max_position_embeddings})",
+            f"take at most {model.max_position_embeddings}, or scale the model's RoPE",
         )
 
 
@@ -84,7 +100,6 @@ def _optimizers(run: Run) -> Iterator[Problem]:
                 f"two-{name}s",
                 "error",
                 "optimizer",
-                f"the run has an optimizer section and its DeepSpeed JSON a {name}; one would "
-                "silently win",
+                f"optimizer in the run and {name} in its DeepSpeed JSON: one would silently win",
                 f"remove the run's section, or {name!r} from the DeepSpeed JSON",
             )

@@ -59,6 +59,9 @@ def test_gaps_of_the_run_are_filled(tree):
     assert (run.train.micro_batch_size, run.train.global_batch_size) == (1, 2)
     assert run.optimizer.lr == 3e-4
     assert resolved(tree, "data.sequence_length=512").run.data.sequence_length == 512
+    (warning,) = resolved(tree, "data.sequence_length=512").problems
+    assert warning.key == "data.sequence_length"
+    assert "(512) is beyond the model's max_position_embeddings (256)" in warning.message
     steps = resolved(tree, "train.steps=7")
     assert (steps.run.train.epochs, steps.total_steps) == (None, 7)
 
@@ -298,9 +301,6 @@ def test_auto_that_nothing_decides_is_refused(tree, deepspeed, key):
 
 
 # --- buckets
-
-
-BUCKETS = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,11 @@ class Run(Frozen):
         return self._deepspeed_place
 
     @property
+    def deepspeed_path(self) -> str:
+        """What a message about the DeepSpeed JSON names: its file, or the run's key."""
+        return ":".join(part for part in self._deepspeed_place if part)
+
+    @property
     def overridden(self) -> frozenset[str]:
         """Keys that the command line gave."""
         return self._overridden

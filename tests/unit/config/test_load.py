@@ -184,6 +184,10 @@ def test_deepspeed_by_name_path_and_inline(tree, write):
         tree["deepspeed"] = value
         run = load_run(write("run.json", tree))
         assert run.deepspeed["zero_optimization"]["stage"] == stage
+    assert run.deepspeed_path == f"{run.path}:deepspeed"
+    tree["deepspeed"] = "mine.json"
+    path = write("run.json", tree)
+    assert load_run(path).deepspeed_path == str(path.parent / "mine.json")
 
 
 def test_deepspeed_that_is_not_there(tree, write):

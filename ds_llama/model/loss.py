@@ -1,32 +1,42 @@
-"""LM head and cross entropy in one, without the logits of the whole vocabulary.
+"""LM head and cross entropy in one, without the logits of all tokens.
 
 HF's loss holds N x V logits in the training dtype, their fp32 copy, its log-softmax and two
-gradients: at N = 2048, V = 32000 that is 0.9 GB beside a 0.12 GB model. Here the vocabulary goes by
-in blocks. The forward pass keeps each token's running maximum and sum (Milakov and Gimelshein
-2018); the backward pass computes each block's logits a second time, so that every row of the weight
-gradient is one product over all tokens, rounded once, and no gradient exists before it is scaled
-(in fp16 it would underflow).
+gradients: at N = 2048, V = 32000 that is 0.9 GB beside a 0.12 GB model. Here the tokens go by in
+chunks of rows. Each chunk's logits become their own gradient in place, and give their part of the
+two products that the backward pass needs, which then only scales them:
+
+    x (R, D) ── W ──> logits (R, V) ── fp32, 64 rows at a time ──> loss (R,)
+                          │ softmax - onehot, written over the logits
+                          ├── W ──> dx (R, D)
+                          └── x ──> dW (V, D), summed over the chunks in fp32
+
+The other order, blocks of the vocabulary with a running maximum and sum (Milakov and Gimelshein
+2018) and the logits computed again in the backward pass, was built and measured too: it saves the
+fp32 dW (4 V D bytes) and costs a fourth product with W, a third more than the forward pass.
+
+Nothing may be lost by scaling late: dW is summed in fp32, and in fp16, where a small probability
+would underflow before the loss scale is applied, the gradient is stretched by a power of two that
+cannot overflow either product.
 
 What DeepSpeed 0.19.8 ships was read first:
 
     runtime/chunked_cross_entropy.py        takes logits, so all N x V of them and their gradient
                                             exist in the training dtype; serves a foreign model
-    sequence/linear_cross_entropy.py        the same idea as here, for a vocabulary-parallel weight;
-                                            multiplies in fp32 where mixed products are missing
-                                            (CPU), asks for target sanity with a device sync
-    runtime/sequence_parallel/ulysses_sp.py TiledFusedLogitsLoss: runs backward inside forward, so
-                                            gradients accumulate across tiles in the weight's
-                                            dtype, before loss scaling; no per-token weights
+    sequence/linear_cross_entropy.py        blocks of the vocabulary, recomputed as above; for a
+                                            vocabulary-parallel weight; where the device lacks mixed
+                                            products (CPU) it multiplies in fp32
+    runtime/sequence_parallel/ulysses_sp.py TiledFusedLogitsLoss: as here, gradients in the forward
+                                            pass, but summed over the tiles in the weight's own
+                                            dtype, before loss scaling, and without token weights
 
 The second is the one for tensor parallelism, where the zero room may put it in this one's place;
 this package's model imports torch alone.
 
-Legend: B batch, T tokens, N = B T, D model, V vocabulary, v a block of it.
+Legend: B batch, T tokens, N = B T, R rows of a chunk, D model, V vocabulary, v a block of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -39,8 +49,12 @@ from ds_llama.model.linear import Linear
 
 IGNORE_INDEX = -100
 Reduction = Literal["mean", "sum", "none"]
-# A block of logits has this many elements, or as many as the hidden states if those are more.
-BLOCK_ELEMENTS = 2**22
+# Elements of a chunk of logits, and of the part of it that is in fp32 at a time, elsewhere and (the
+# second number) on a CPU, where a tile is to stay in its caches.
+_CHUNK_ELEMENTS = (2**27, 2**24)
+_TILE_ELEMENTS = (2**24, 2**21)
+# Rows of the weight whose gradient is worked on at a time.
+_BLOCK = 4096
 
 
 class LMHead(Linear):
@@ -76,116 +90,150 @@ def linear_cross_entropy(
     weights: Tensor | None = None,
     reduction: Reduction = "mean",
     ignore_index: int = IGNORE_INDEX,
-    block_elements: int | None = None,
+    chunk_elements: int | None = None,
 ) -> Tensor:
     """`F.cross_entropy((hidden @ weight.T).float(), targets)`, and its gradients.
 
     hidden (..., D), targets int64 (...), weights (...) or None: a factor for every token's loss.
-    Returns fp32 (fp64 for fp64 inputs): "none" gives (...) with 0 where ignored; "sum" the sum;
-    "mean" the sum over the valid tokens' weights (their number without weights), and 0 when no
-    token is valid, where torch gives NaN: a batch without labels must not spoil a run.
-    Raises ModelError for a target outside the vocabulary.
+    Returns fp32 (fp64 for fp64 inputs): "sum" gives the sum; "mean" the sum over the valid tokens'
+    weights (their number without weights), and 0 when no token is valid, where torch gives NaN: a
+    batch without labels must not spoil a run; "none" gives (...), 0 where ignored, and has no
+    gradient. Raises ModelError for a target outside the vocabulary, and for gradients of "none".
     """
-    flat_N = targets.reshape(-1)
-    _check_targets(flat_N, weight_VD.shape[0], ignore_index)
+    target_N = targets.reshape(-1)
+    _check_targets(target_N, weight_VD.shape[0], ignore_index)
     device = hidden.device.type
     dtype = torch.promote_types(hidden.dtype, weight_VD.dtype)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    hidden_ND = hidden.reshape(-1, hidden.shape[-1])
-    block = _block_size(hidden_ND, weight_VD, block_elements)
-    with torch.autocast(device, enabled=False):
-        losses_N = _LinearCrossEntropy.apply(
-            hidden_ND, weight_VD, flat_N, ignore_index, dtype, block
-        )
+    factor_N = (target_N != ignore_index).to(torch.promote_types(dtype, torch.float32))
     if weights is not None:
-        losses_N = losses_N * weights.reshape(-1)
+        factor_N = factor_N * weights.detach().reshape(-1)
+    x_ND = hidden.reshape(-1, hidden.shape[-1])
+    rows = _rows(chunk_elements or _CHUNK_ELEMENTS[device == "cpu"], x_ND, weight_VD)
+    training = torch.is_grad_enabled() and (hidden.requires_grad or weight_VD.requires_grad)
     if reduction == "none":
-        return losses_N.view(targets.shape)
+        _refuse_gradient(training)
+    with torch.autocast(device, enabled=False):
+        total, loss_N = _LinearCrossEntropy.apply(
+            x_ND, weight_VD, target_N, factor_N, dtype, rows, training
+        )
+    if reduction == "none":
+        return loss_N.view(targets.shape)
     if reduction == "sum":
-        return losses_N.sum()
-    valid_N = (flat_N != ignore_index).to(losses_N.dtype)
-    total = valid_N.sum() if weights is None else (valid_N * weights.reshape(-1)).sum()
-    return losses_N.sum() / torch.where(total == 0, 1, total)
+        return total
+    count = factor_N.sum()
+    return total / torch.where(count == 0, 1, count)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Per-token cross entropy (N,) in the accumulation dtype, 0 where the target is ignored."""
+    """Sum of the weighted cross entropies, and each of them; the first has gradients."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        hidden_ND: Tensor,
+        x_ND: Tensor,
         weight_VD: Tensor,
         target_N: Tensor,
-        ignore_index: int,
+        factor_N: Tensor,
         dtype: torch.dtype,
-        block: int,
-    ) -> Tensor:
-        wide = torch.promote_types(dtype, torch.float32)
-        x_ND = hidden_ND.to(dtype)
-        top_N = x_ND.new_full((x_ND.shape[0],), -torch.inf, dtype=wide)
-        sum_N, picked_N = torch.zeros_like(top_N), torch.zeros_like(top_N)
-        for start, weight_vD in _blocks(weight_VD, block):
-            logits_Nv = (x_ND @ weight_vD.to(dtype).t()).to(wide)
-            index_N, inside_N = _within(target_N, start, weight_vD.shape[0])
-            found_N = logits_Nv.gather(1, index_N[:, None]).squeeze(1)
-            picked_N = torch.where(inside_N, found_N, picked_N)
-            before_N, top_N = top_N, torch.maximum(top_N, logits_Nv.amax(1))
-            exp_Nv = logits_Nv.sub_(top_N[:, None]).exp_()
-            sum_N = sum_N * (before_N - top_N).exp_() + exp_Nv.sum(1)
-        ctx.save_for_backward(hidden_ND, weight_VD, target_N, top_N, sum_N)
-        ctx.ignore_index, ctx.dtype, ctx.block = ignore_index, dtype, block
-        # The maximum stays apart from the logarithm: a large offset would swallow the latter.
-        loss_N = sum_N.log() - (picked_N - top_N)
-        return loss_N.masked_fill_(target_N == ignore_index, 0)
+        rows: int,
+        training: bool,
+    ) -> tuple[Tensor, Tensor]:
+        x, weight = x_ND.to(dtype), weight_VD.to(dtype)
+        needs_x, needs_weight = (training and need for need in ctx.needs_input_grad[:2])
+        stretch = None
+        if training and dtype == torch.float16:
+            stretch = _stretch(x, weight, factor_N, rows)
+        grad_x = torch.empty_like(x) if needs_x else None
+        grad_weight = torch.empty_like(weight, dtype=factor_N.dtype) if needs_weight else None
+        loss_N = torch.empty_like(factor_N)
+        for start in range(0, x.shape[0], rows):
+            chunk = slice(start, start + rows)
+            logits_RV = x[chunk] @ weight.t()
+            scale_R = factor_N[chunk] if stretch is None else factor_N[chunk] * stretch
+            loss_N[chunk] = _loss_(logits_RV, target_N[chunk], scale_R if training else None)
+            if grad_x is not None:
+                torch.mm(logits_RV, weight, out=grad_x[chunk])
+            if grad_weight is not None:
+                _add_product(grad_weight, logits_RV, x[chunk], first=start == 0)
+        loss_N *= factor_N
+        ctx.save_for_backward(grad_x, grad_weight, stretch)
+        ctx.dtypes = x_ND.dtype, weight_VD.dtype
+        ctx.mark_non_differentiable(loss_N)
+        return loss_N.sum(), loss_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        """With p the softmax and g the gradient by the logits, g = (p - onehot) * grad."""
-        hidden_ND, weight_VD, target_N, top_N, sum_N = ctx.saved_tensors
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        dtype, wide = ctx.dtype, top_N.dtype
-        x_ND = hidden_ND.to(dtype)
-        grad_N = grad_N.masked_fill(target_N == ctx.ignore_index, 0)
-        scale_N1 = (grad_N / sum_N)[:, None]
-        # Partial sums over the blocks; in the training dtype the later ones would be rounded away.
-        grad_hidden = torch.zeros_like(x_ND, dtype=wide) if needs_hidden else None
-        grad_weight = torch.empty_like(weight_VD) if needs_weight else None
-        for start, weight_vD in _blocks(weight_VD, ctx.block):
-            weight_vD = weight_vD.to(dtype)
-            g_Nv = (x_ND @ weight_vD.t()).to(wide).sub_(top_N[:, None]).exp_().mul_(scale_N1)
-            index_N, inside_N = _within(target_N, start, weight_vD.shape[0])
-            g_Nv.scatter_add_(1, index_N[:, None], torch.where(inside_N, -grad_N, 0)[:, None])
-            g_Nv = g_Nv.to(dtype)
-            if grad_weight is not None:
-                grad_weight[start : start + weight_vD.shape[0]] = g_Nv.t() @ x_ND
-            if grad_hidden is not None:
-                grad_hidden += g_Nv @ weight_vD
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden.to(hidden_ND.dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight, stretch = ctx.saved_tensors
+        scale = grad if stretch is None else grad / stretch
+        x_dtype, weight_dtype = ctx.dtypes
+        grad_x = None if grad_x is None else _scaled(grad_x, scale, x_dtype)
+        grad_weight = None if grad_weight is None else _scaled(grad_weight, scale, weight_dtype)
+        return grad_x, grad_weight, None, None, None, None, None
 
 
-def _blocks(weight_VD: Tensor, block: int) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows) of each block of the vocabulary."""
-    for start in range(0, weight_VD.shape[0], block):
-        yield start, weight_VD[start : start + block]
+def _loss_(logits_RV: Tensor, target_R: Tensor, scale_R: Tensor | None) -> Tensor:
+    """Cross entropy (R,) in fp32 or wider; with `scale_R` the logits become its scaled gradient.
+
+    The loss is top - picked - log p(top): the maximum stays apart from the logarithm, which a
+    large offset would swallow, and no probability that may underflow is taken a logarithm of.
+    """
+    wide = torch.promote_types(logits_RV.dtype, torch.float32)
+    tile = max(_TILE_ELEMENTS[logits_RV.device.type == "cpu"] // logits_RV.shape[1], 1)
+    losses = []
+    for start in range(0, logits_RV.shape[0], tile):
+        part = slice(start, start + tile)
+        logits_rV, index_r1 = logits_RV[part].to(wide), target_R[part].clamp(min=0)[:, None]
+        p_rV = logits_rV.softmax(1)
+        gap_r = logits_rV.amax(1) - logits_rV.gather(1, index_r1).squeeze(1)
+        losses.append(gap_r - p_rV.amax(1).log_())
+        if scale_R is not None:
+            p_rV.scatter_add_(1, index_r1, -torch.ones_like(p_rV[:, :1]))
+            logits_RV[part] = p_rV.mul_(scale_R[part, None])
+    return torch.cat(losses)
 
 
-def _within(target_N: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
-    """Column of each target in a block, and whether it is there at all (else the column is 0)."""
-    index_N = target_N - start
-    inside_N = (index_N >= 0) & (index_N < size)
-    return torch.where(inside_N, index_N, 0), inside_N
+def _add_product(sum_VD: Tensor, grad_RV: Tensor, x_RD: Tensor, *, first: bool) -> None:
+    """sum += grad.T @ x, block by block: each product in the training dtype, the sum in fp32.
+
+    In the training dtype the sum would swallow the later chunks' parts.
+    """
+    for grad_Rv, sum_vD in zip(grad_RV.split(_BLOCK, 1), sum_VD.split(_BLOCK), strict=True):
+        product_vD = grad_Rv.t() @ x_RD
+        sum_vD.copy_(product_vD) if first else sum_vD.add_(product_vD)
 
 
-def _block_size(hidden_ND: Tensor, weight_VD: Tensor, elements: int | None) -> int:
-    """Rows of the vocabulary in a block: a multiple of 64, which matrix units like."""
-    tokens = max(hidden_ND.shape[0], 1)
-    size = (elements or max(BLOCK_ELEMENTS, hidden_ND.numel())) // tokens
-    return min(max(size // 64 * 64, 64), weight_VD.shape[0])
+def _scaled(tensor: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """tensor * scale in `dtype`, multiplied in fp32 without a whole fp32 copy."""
+    out = torch.empty_like(tensor, dtype=dtype)
+    for source, target in zip(tensor.split(_BLOCK), out.split(_BLOCK), strict=True):
+        target.copy_(source * scale)
+    return out
+
+
+def _stretch(x_ND: Tensor, weight_VD: Tensor, factor_N: Tensor, rows: int) -> Tensor:
+    """A power of two by which fp16 gradients may grow: a chunk's products stay below 2^15.
+
+    A row of (softmax - onehot) has a sum of absolute values of at most 2, an element at most 1.
+    """
+    products = torch.maximum(rows * x_ND.abs().amax().float(), 2 * weight_VD.abs().amax().float())
+    return torch.exp2((15 - (products * factor_N.abs().amax()).clamp(min=1).log2()).floor())
+
+
+def _rows(elements: int, x_ND: Tensor, weight_VD: Tensor) -> int:
+    """Rows of a chunk: a multiple of 64, which matrix units like, and no more than there are."""
+    return max(min(max(elements // weight_VD.shape[0] // 64 * 64, 64), x_ND.shape[0]), 1)
+
+
+def _refuse_gradient(training: bool) -> None:
+    if training:
+        raise ModelError(
+            'reduction "none" has no gradient: the products are made before it is known',
+            where="reduction",
+            remedy="weigh the tokens by loss_weights, or call under torch.no_grad()",
+        )
 
 
 def _check_targets(target_N: Tensor, vocabulary: int, ignore_index: int) -> None:

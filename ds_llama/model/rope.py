@@ -203,13 +203,13 @@ def _fake_mode() -> int | None:
 
 def _turned(x_BTHd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head."""
-    wide = torch.promote_types(x_BTHd.dtype, cos.dtype)
-    a, b = x_BTHd.to(wide).chunk(2, -1)
-    out_BTHd = torch.empty_like(x_BTHd)
+    wide_BTHd = x_BTHd.to(torch.promote_types(x_BTHd.dtype, cos.dtype))
+    a, b = wide_BTHd.chunk(2, -1)
+    out_BTHd = wide_BTHd * torch.cat((cos, cos), -1)
     first, second = out_BTHd.chunk(2, -1)
-    first.copy_((a * cos).sub_(b * sin))
-    second.copy_((b * cos).add_(a * sin))
-    return out_BTHd
+    first.addcmul_(b, sin, value=-1)
+    second.addcmul_(a, sin)
+    return out_BTHd.to(x_BTHd.dtype)
 
 
 class _Rotate(torch.autograd.Function):

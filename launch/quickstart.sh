@@ -36,7 +36,7 @@ say "perplexity on held-out text"
 ds-llama eval quickstart/run
 
 say "a sample"
-ds-llama generate quickstart/run --prompt "def "
+ds-llama generate quickstart/run --prompt "def " --temperature 0.8 --top-k 40
 
 say "everything is in $PWD/quickstart"
 cat << 'END'

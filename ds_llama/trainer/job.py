@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ds_llama.checkpoint import ranks
 from ds_llama.checkpoint import resume as resuming
 from ds_llama.commit import listing
 from ds_llama.commit.lock import RunLock
@@ -18,7 +19,7 @@ from ds_llama.config.resolve import Resolved
 from ds_llama.config.run import Run
 from ds_llama.data import open_data
 from ds_llama.data.loader import Loader
-from ds_llama.errors import CheckpointError, ConfigError
+from ds_llama.errors import CheckpointError
 from ds_llama.evals.perplexity import Perplexity, evaluate
 from ds_llama.planner import hardware
 from ds_llama.tracking import Tracker, open_trackers
@@ -80,12 +81,8 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
             schedule=_schedule(resolved, total),
             validation=_validation(engine, resolved),
         )
-        _require_space(output)
-        if world.rank() == 0:
-            job.trackers = open_trackers(
-                resolved.run, output, total_steps=total, start_step=state.step
-            )
-            stack.callback(lambda: [tracker.close(_status(job)) for tracker in job.trackers])
+        stack.callback(lambda: [tracker.close(_status(job)) for tracker in job.trackers])
+        ranks.together("starting the trackers", output, lambda: _start_trackers(job), only=0)
         yield job
 
 
@@ -115,19 +112,16 @@ def checkpoint_to_resume(output: Path, resume: str) -> Path | None:
 def _lock(output: Path) -> Iterator[None]:
     """Rank 0 holds the run's lock; the others learn whether it could."""
     lock = RunLock(output)
-    outcome: list[Any] = [None]
-    if world.rank() == 0:
-        try:
-            lock.acquire()
-        except CheckpointError as error:
-            outcome = [error]
-    torch.distributed.broadcast_object_list(outcome)
-    if outcome[0] is not None:
-        raise outcome[0]
+    ranks.together("locking the run folder", output, lambda: _without_result(lock.acquire), only=0)
     try:
         yield
     finally:
         lock.release()
+
+
+def _without_result(action: Callable[[], object]) -> None:
+    """Results of one rank are sent to all; a lock or a tracker cannot be."""
+    action()
 
 
 def _training_data(resolved: Resolved) -> tuple[int, Callable[[int], Loader]]:
@@ -178,13 +172,15 @@ def _peak_flops(resolved: Resolved) -> float | None:
     return hardware.peak_flops(name, resolved.dtype, tf32=tf32)
 
 
-def _require_space(output: Path) -> None:
-    if shutil.disk_usage(output).free < 1 << 20:
-        raise ConfigError(
-            "less than 1 MiB is free where the run writes",
-            where=str(output),
-            remedy="free some space, or give the run another output folder",
-        )
+def _start_trackers(job: Job) -> None:
+    for problem in job.resolved.problems:
+        print(f"warning: {problem.key}: {problem.message}; {problem.remedy}", file=sys.stderr)
+    job.trackers = open_trackers(
+        job.resolved.run,
+        job.output,
+        total_steps=job.state.total_steps,
+        start_step=job.state.step,
+    )
 
 
 def _status(job: Job) -> str:

@@ -60,14 +60,14 @@ def take_step(engine: Any, window: Sequence[Batch], *, stop: bool = False) -> St
             remedy="check that labels are not all -100 and sequences are longer than one token",
         )
     total = torch.zeros((), dtype=torch.float32, device=world.device())
-    for batch in window:
+    for number, batch in enumerate(window, start=1):
         inputs = {
             name: tensor.to(total.device, non_blocking=True) for name, tensor in batch.items()
         }
         loss = _summed_loss(engine, inputs, valid_tokens(batch))
         total += loss.detach()
         engine.backward(loss * (world.world_size() / tokens), scale_wrt_gas=False)
-        if batch is not window[-1]:
+        if number < len(window):
             engine.step()
     norm = engines.gradient_norm(engine)
     scale = engines.loss_scale(engine)

@@ -28,6 +28,7 @@ class Reference:
     weight_decay: float = 0.1
     clip: float = 1.0
     reduce_in_half: bool = False
+    loss_scale: float = 1.0
     steps: int = 0
     masters: dict[str, torch.Tensor] = field(init=False)
 
@@ -51,14 +52,21 @@ class Reference:
             self.model.zero_grad(set_to_none=True)
             loss = self.model(**batch, reduction="sum").loss
             total += loss.item()
-            (loss * (world / tokens)).backward()
+            (loss * (world / tokens) * self.loss_scale).backward()
             for name, parameter in self.model.named_parameters():
                 if self.reduce_in_half:
                     share = (parameter.grad / world).to(parameter.dtype)
                     summed[name] = (summed[name].to(parameter.dtype) + share).float()
                 else:
                     summed[name] += parameter.grad.float() / world
-        return total / tokens, summed
+        return total / tokens, {n: g / self.loss_scale for n, g in summed.items()}
+
+    def adopt(self, name: str, master: torch.Tensor) -> float:
+        """Go on from a given fp32 parameter; how far it is from the one that was reached here."""
+        gap = float((master - self.masters[name]).abs().max())
+        self.masters[name].copy_(master)
+        dict(self.model.named_parameters())[name].data.copy_(master)
+        return gap
 
     def step(self, batches: list[dict[str, torch.Tensor]], world: int) -> tuple[float, float]:
         """One update; the loss per token and the gradient norm before clipping."""

@@ -2,7 +2,9 @@
 
 Importing torch and deepspeed costs seconds, and a process cannot destroy and re-create its
 process group under DeepSpeed, so every cell of a world size shares one set of warm processes. Each
-rank writes one JSON line a cell; the tests of `test_cells.py` read them.
+rank writes one JSON line a cell; the tests of `test_cells.py` read them. By hand, with a table:
+
+    python -m tests.distributed.world 2 equivalence.bf16 splits
 """
 
 from __future__ import annotations
@@ -12,19 +14,24 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 
 
-def launch(world: int, folder: Path, timeout_s: float = 600) -> dict[str, list[dict[str, object]]]:
-    """Run all cells of `world` processes; outcome of every cell, a list over ranks."""
+Outcomes = dict[str, list[dict[str, Any]]]
+
+
+def launch(world: int, folder: Path, *patterns: str, timeout_s: float = 600) -> Outcomes:
+    """Run the cells of `world` processes; outcome of every cell, a list over ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(world)),
         *("--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
-        *("--module", "tests.distributed.rank", str(folder)),
+        *("--module", "tests.distributed.rank", str(folder), *patterns),
     ]
     environment = os.environ | {
         "DS_ACCELERATOR": "cpu",
@@ -44,7 +51,7 @@ def launch(world: int, folder: Path, timeout_s: float = 600) -> dict[str, list[d
             timeout=timeout_s,
             check=False,
         )
-    outcomes: dict[str, list[dict[str, object]]] = {}
+    outcomes: Outcomes = {}
     for path in sorted(folder.glob("rank-*.jsonl")):
         for line in path.read_text().splitlines():
             row = json.loads(line)
@@ -56,3 +63,21 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def main(world: int, *patterns: str) -> int:
+    """Print a line a cell, and the error of those that failed; 1 if any did."""
+    folder = Path(tempfile.mkdtemp(prefix="ds-llama-cells-"))
+    failed = False
+    for name, rows in launch(world, folder, *patterns).items():
+        error = next((row["error"] for row in rows if row["error"]), None)
+        failed |= error is not None or len(rows) < world
+        print(f"{'FAIL' if error else 'ok  '} {rows[0]['seconds']:6.1f} s  {name}")
+        if error:
+            print(error)
+    print(folder / "log.txt")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), *sys.argv[2:]))

@@ -141,7 +141,7 @@ def test_mistakes_are_found_before_anything_starts(workspace: Workspace) -> None
     run = workspace.write_run("mistaken")
     start = time.monotonic()
     result = workspace.run("train", run, "train.stepz=3", "--nproc", "2", code=2)
-    assert "train.steps" in result.stderr
+    assert "remedy: did you mean 'steps'?" in result.stderr
     mistyped = {"zero_optimisation": {"stage": 2}}
     run = workspace.write_run("mistyped", deepspeed=mistyped)
     result = workspace.run("train", run, "--nproc", "2", code=1)

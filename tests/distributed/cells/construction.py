@@ -7,7 +7,6 @@ from pathlib import Path
 
 import deepspeed
 import torch
-
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -65,7 +64,7 @@ def another_seed_differs(folder: Path) -> None:
 
 
 def rotary_tables_are_exact(folder: Path) -> None:
-    """Against transformers' table of the same config, at positions where bf16 would be 1 rad off."""
+    """Against transformers' table of the same config, where bf16 would be 1 rad off."""
     scaling = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     model = {"max_position_embeddings": 8192, "rope_parameters": scaling}
     positions = torch.arange(8192)

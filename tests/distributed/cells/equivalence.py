@@ -3,18 +3,18 @@
 Four updates at lr 1e-3 on global batches with unequal numbers of valid tokens: losses, gradient
 norms, clipping and fp32 parameters are compared after each.
 
-Tolerances, and what they are made of:
-  fp32, none      sums in another order (ranks, buckets): a few ulp of a gradient, which Adam's
-                  division turns into a fraction of lr where a gradient is close to zero
-  half, none      masters and moments are fp32 and both sides see the same rounded gradients
-  half, offload   DeepSpeedCPUAdam's masters differ in the last fp32 bit, which rounds some weights
-                  to the other half-precision neighbour and so changes the next loss
+What is left between the two sides is the order of fp32 sums, which is why nothing is exactly zero.
+Its amplifier in half precision is kept out, so that one tight tolerance serves all: a master that
+differs in its last bit rounds some weights to their other neighbour, and the next loss is off by
+1e-4. There the reference goes on from the engine's masters after each comparison, keeping its own
+moments; in fp32 it never does.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,11 +30,8 @@ from tests.distributed.reference import Reference
 from tests.distributed.runs import global_batch, make_run, split
 
 STEPS, MICRO = 4, 2
-TOLERANCES = {  # loss (nats), gradient norm (relative), fp32 parameters (absolute)
-    "fp32": (2e-6, 1e-6, 6e-6),
-    "half": (2e-6, 1e-6, 1e-6),
-    "half offloaded": (1e-4, 1e-3, 5e-4),
-}
+TOLERANCES = (1e-6, 2e-6, 1e-6)  # loss (nats), gradient norm (relative), fp32 parameters
+LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 2.0**10}
 
 
 @dataclass
@@ -77,7 +74,11 @@ def run_cell(
         deepspeed=deepspeed,
     )
     half = precision != "fp32"
-    reference = Reference(construct(run, how="plain"), reduce_in_half=half and accumulation == 1)
+    reference = Reference(
+        construct(run, how="plain"),
+        reduce_in_half=half and accumulation == 1,
+        loss_scale=LOSS_SCALE[precision],
+    )
     engine = register(construct(run), run)
     gaps = Gaps()
     for step in range(STEPS):
@@ -94,22 +95,24 @@ def run_cell(
         assert result.applied
         clip_gap = abs(result.clip_coef - min(1.0, 1.0 / norm)) * norm
         norm_gap = max(abs(result.grad_norm - norm) / norm, clip_gap)
-        gaps.see(abs(result.loss - loss), norm_gap, parameter_gap(engine, reference))
+        gaps.see(abs(result.loss - loss), norm_gap, parameter_gap(engine, reference, adopt=half))
         if step == 0:
             assert engines.adam_step(engine) == 1, f"Adam counts {engines.adam_step(engine)} steps"
     if world.rank() == 0:
-        print(f"GAPS {folder.name} {gaps}", flush=True)
-    kind = precision if not half else "half" if offload == "none" else "half offloaded"
-    assert gaps.within(TOLERANCES[kind]) == (sabotage is None), f"{gaps} (sabotage: {sabotage})"
+        (folder / "gaps.json").write_text(json.dumps(asdict(gaps)))
+    assert gaps.within(TOLERANCES) == (sabotage is None), f"{gaps} (sabotage: {sabotage})"
 
 
-def parameter_gap(engine: torch.nn.Module, reference: Reference) -> float:
+def parameter_gap(engine: torch.nn.Module, reference: Reference, *, adopt: bool) -> float:
     """Largest difference of an fp32 parameter from the reference's master."""
     gap = 0.0
     for name, parameter in engine.module.named_parameters():
         ours = parameter if engine.zero_optimization_stage() == 0 else None
-        ours = safe_get_full_fp32_param(parameter) if ours is None else ours
-        gap = max(gap, float((ours.detach() - reference.masters[name]).abs().max()))
+        ours = (safe_get_full_fp32_param(parameter) if ours is None else ours).detach()
+        if adopt:
+            gap = max(gap, reference.adopt(name, ours))
+        else:
+            gap = max(gap, float((ours - reference.masters[name]).abs().max()))
     return gap
 
 

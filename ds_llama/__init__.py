@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from ds_llama.config.model import LlamaConfig
     from ds_llama.model.llama import Llama
     from ds_llama.model.traits import register_traits
-    from ds_llama.trainer.train import train
     from ds_llama.trainer.build import construct
-    from ds_llama.zero.script import initialize
+    from ds_llama.trainer.train import train
     from ds_llama.zero.register import register
+    from ds_llama.zero.script import initialize
 
 __all__ = [
     "Llama",

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from ds_llama.config.deepspeed import load_checked
+from ds_llama.config.deepspeed import check
+from ds_llama.config.files import read_object
+from ds_llama.config.problems import raise_errors
 from ds_llama.errors import CallError, ModelError
 from ds_llama.model.traits import traits_of
 from ds_llama.zero import engine as engines
-from ds_llama.zero import recompute
+from ds_llama.zero import recompute, world
 
 
 def initialize(
@@ -51,7 +54,7 @@ def initialize(
             where="ds_llama.initialize",
             remedy="pass config=, a path or a dict, or --deepspeed_config on the command line",
         )
-    checked = load_checked(given)
+    checked = _checked(given)
     try:
         recompute.apply(model, traits_of(model), checked.get("activation_checkpointing"))
     except ModelError:
@@ -73,3 +76,13 @@ def initialize(
         collate_fn=collate_fn,
         mesh_param=mesh_param,
     )
+
+
+def _checked(given: str | Path | dict[str, Any]) -> dict[str, Any]:
+    """The JSON's content; ConfigErrors with everything in it that DeepSpeed would ignore."""
+    content = given if isinstance(given, dict) else read_object(Path(given))
+    place = "config" if isinstance(given, dict) else str(given)
+    problems = check(content, world_size=world.world_size(), device=get_accelerator().device_name())
+    errors = [problem.to_error(place) for problem in problems if problem.severity == "error"]
+    raise_errors(errors)
+    return content

@@ -20,6 +20,6 @@ class StopOnNonFinite(Hook):
             raise RunError(
                 f"the loss is {row['loss']} at step {job.state.step}",
                 where=f"step {job.state.step} of {job.resolved.run.output}",
-                remedy="lower optimizer.lr, lengthen optimizer.warmup_steps, or look at this step's "
+                remedy="lower optimizer.lr, lengthen optimizer.warmup_steps, or look at the step's "
                 "data; the last checkpoint is from before it",
             )

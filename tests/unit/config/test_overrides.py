@@ -27,11 +27,15 @@ def test_a_json_value_comes_back(path, value):
 def test_any_text_is_a_value_and_never_a_crash(text):
     parsed = overrides.parse(f"a={text}")
     try:
-        expected = json.loads(text)
+        expected = json.loads(text, parse_constant=_no_json)
     except (ValueError, RecursionError):
         expected = text
-    if expected == expected:  # NaN is no JSON: it stays text here
-        assert parsed.value == expected
+    assert parsed.value == expected
+
+
+def _no_json(name):
+    """NaN and Infinity, which Python's reader takes and JSON does not have: they stay text."""
+    raise ValueError(name)
 
 
 def test_what_is_no_json_is_text():

@@ -11,7 +11,8 @@ from ds_llama.config import rules
 from ds_llama.config.deepspeed import check
 from ds_llama.config.problems import Problem
 from ds_llama.config.rules import Context
-from tests.unit.config.rule_cases import BF16, CASES, CPU, ON_CPU, TINY, adam, scheduler, zero
+from tests.unit.config.rule_cases import CASES
+from tests.unit.config.rule_words import BF16, CPU, ON_CPU, TINY, adam, scheduler, zero
 
 
 def identity(case):

@@ -36,6 +36,10 @@ def _recomputed(forward: Any) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
+        if kwargs.get("past_key_values") is not None:
+            # Hugging Face's model makes a cache in training too; run twice, a block would find its
+            # own keys and values in it and attend to every token twice.
+            kwargs["past_key_values"] = None
         return deepspeed.checkpointing.checkpoint(forward, *args, **kwargs)
 
     return run

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,3 +36,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository() -> Path:
     """The checkout."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def unpacked_wheel(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """The wheel's content. Built from a copy: a build in the checkout would leave files there."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in ("ds_llama", "ds_configs", "launch"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(repository / name, folder / "source" / name, ignore=ignore)
+    for name in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md"):
+        if (repository / name).exists():
+            shutil.copy(repository / name, folder / "source" / name)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*build, "-w", str(folder), str(folder / "source")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    [wheel] = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "unpacked")
+    return folder / "unpacked"

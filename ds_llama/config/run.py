@@ -118,7 +118,6 @@ class TrainConfig(Frozen):
     micro_batch_size: Positive | None = None
     seed: Whole = Field(default=0, ge=0, lt=2**63)
     log_every_steps: Positive = 1
-    accounting: bool = False
 
 
 class EvaluationConfig(Frozen):

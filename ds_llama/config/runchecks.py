@@ -76,10 +76,10 @@ def _schedule(run: Run) -> Iterator[Problem]:
         names = "warmup_steps" if section.decay_steps is None else "warmup_steps + decay_steps"
         yield Problem(
             "schedule-too-long",
-            "error",
+            "warning",
             "optimizer.warmup_steps",
             f"{names} ({used}) is more than train.steps ({run.train.steps})",
-            f"make it at most {run.train.steps}, or train longer",
+            f"train longer, or make it at most {run.train.steps}, unless this is a trial",
         )
 
 

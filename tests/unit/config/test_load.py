@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ds_llama.config import LlamaConfig, load_run, preset
+from ds_llama.config.resolve import resolve
 from ds_llama.config.run import OptimizerConfig
 from ds_llama.errors import CallError, ConfigErrors
 
@@ -236,11 +237,6 @@ def test_two_optimizers_are_an_error(tree):
         (["train.steps=10", "train.epochs=2"], "train.epochs", "both say how long to train"),
         (["optimizer.decay_steps=3"], "optimizer.decay_steps", "does nothing in the schedule"),
         (
-            ["optimizer.warmup_steps=11", "train.steps=10"],
-            "optimizer.warmup_steps",
-            "warmup_steps (11) is more than train.steps (10)",
-        ),
-        (
             ["train.global_batch_size=10", "train.micro_batch_size=4"],
             "train.global_batch_size",
             "(10) is not a multiple of train.micro_batch_size (4)",
@@ -250,6 +246,13 @@ def test_two_optimizers_are_an_error(tree):
 def test_contradictions_within_a_run(tree, overrides, where, what):
     found = errors(tree, *overrides)
     assert what in found[f"command line: {where}"].what
+
+
+def test_a_trial_that_ends_within_its_warm_up_is_a_warning(tree):
+    run = load_run(tree, "optimizer.warmup_steps=11", "train.steps=10")
+    [problem] = resolve(run, 1).problems
+    assert (problem.severity, problem.key) == ("warning", "optimizer.warmup_steps")
+    assert problem.message == "warmup_steps (11) is more than train.steps (10)"
 
 
 # --- overrides

@@ -21,13 +21,15 @@ fi
 command -v ds-llama > /dev/null ||
     stop "ds-llama is not on PATH" PATH "activate the environment that ds_llama is installed in"
 library=$("$python" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
-text=("$library" --suffix .py --exclude site-packages --exclude test --exclude tests)
+text=("$library" --suffix .py --exclude site-packages --exclude test --exclude tests
+    --exclude pydoc_data --exclude lib2to3 --exclude idlelib)
 
 say "tokenizer: 4096 pieces from the sources in $library"
 ds-llama data tokenizer "${text[@]}" --vocab-size 4096 --out quickstart/tokenizer
 
 say "token shards"
-ds-llama data prepare "${text[@]}" --tokenizer quickstart/tokenizer --out quickstart/shards
+ds-llama data prepare "${text[@]}" --tokenizer quickstart/tokenizer --validation 0.05 \
+    --out quickstart/shards
 
 say "training on ${NPROC:-2} processes"
 ds-llama train ds_configs/runs/quickstart.json --nproc "${NPROC:-2}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ds_llama.cli.data_progress import bar_or_lines
+from ds_llama.errors import CallError
 from ds_llama.units import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -128,6 +129,12 @@ def inspect(
     from ds_llama.data.shards import Shard
     from ds_llama.data.tokenizer import load_tokenizer
 
+    if not Path(f"{prefix}.idx").exists():
+        raise CallError(
+            f"there is no token shard {prefix}",
+            where=f"{prefix}.idx",
+            remedy="name a shard by its path without .bin and .idx",
+        )
     decoder = load_tokenizer(tokenizer) if tokenizer else None
     found = summary(Shard(prefix), decoder, documents=samples, tokens=tokens)
     if as_json:

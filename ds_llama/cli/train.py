@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ds_llama.config.run import Run
 
 
 class Resume(str, Enum):
@@ -40,9 +43,31 @@ def command(
     if nproc is not None or hostfile is not None:
         from ds_llama.launcher.run import launch
 
+        if nproc is not None and _is_finished(parsed, nproc, resume.value):
+            return 0
         words = ["train", str(run), *(overrides or []), "--resume", resume.value]
         return launch(words, parsed, nproc=nproc, hostfile=hostfile)
     from ds_llama.trainer.rank import run_rank
 
     state = run_rank(parsed, resume.value)
     return 128 + state.stopped_by if state.stopped_by else 0
+
+
+def _is_finished(run: Run, nproc: int, resume: str) -> bool:
+    """Whether nothing is left to do; what the ranks would stop on is raised before they start."""
+    from ds_llama.commit import listing
+    from ds_llama.config.resolve import resolve
+    from ds_llama.data import open_data
+    from ds_llama.launcher.environment import has_device
+
+    resolved = resolve(run, nproc, device="cuda" if has_device() else "cpu").run
+    for shards in (resolved.data.train, resolved.data.validation):
+        if shards is not None:
+            open_data(shards, resolved.data.sequence_length, resolved.train.seed)
+    output, steps = Path(run.output), resolved.train.steps
+    newest = listing.to_resume(output / "checkpoints", resume)
+    exported = (output / "export" / "config.json").exists() or not run.checkpoint.export
+    if newest is None or steps is None or newest.step < steps or not exported:
+        return False
+    print(f"{output} is finished: {newest.name} is its last step")
+    return True

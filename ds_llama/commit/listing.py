@@ -60,6 +60,28 @@ def latest_complete(root: Path) -> Checkpoint | None:
     return next((c for c in reversed(checkpoints(root)) if c.complete), None)
 
 
+def to_resume(root: Path, resume: str) -> Checkpoint | None:
+    """The checkpoint that a run with this `--resume` goes on from; None: from the beginning.
+
+    "auto" takes the newest complete one if there is one. Raises CheckpointError under "required"
+    without one, and under "never" with one: a run is never written over.
+    """
+    newest = latest_complete(root)
+    if resume == "required" and newest is None:
+        raise CheckpointError(
+            "no complete checkpoint to resume from",
+            where=str(root),
+            remedy="check the run's output folder, or say --resume auto",
+        )
+    if resume == "never" and newest is not None:
+        raise CheckpointError(
+            f"the folder holds a committed checkpoint ({newest.name})",
+            where=str(root),
+            remedy="give the run another output folder, or say --resume auto to go on",
+        )
+    return newest
+
+
 def latest(root: Path) -> str | None:
     """The name in `latest`, None when the file is missing or names no step folder."""
     try:

@@ -19,7 +19,6 @@ from ds_llama.config.resolve import Resolved
 from ds_llama.config.run import Run
 from ds_llama.data import open_data
 from ds_llama.data.loader import Loader
-from ds_llama.errors import CheckpointError
 from ds_llama.evals.perplexity import Perplexity, evaluate
 from ds_llama.planner import hardware
 from ds_llama.tracking import Tracker, open_trackers
@@ -64,11 +63,11 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
     output = Path(resolved.run.output)
     with ExitStack() as stack:
         stack.enter_context(_lock(output))
-        checkpoint = checkpoint_to_resume(output, resume)
+        checkpoint = listing.to_resume(output / "checkpoints", resume)
         total, make_loader = _training_data(resolved)
         state = TrainState(total)
         if checkpoint is not None:
-            state.restore(resuming.resume(engine, checkpoint, resolved))
+            state.restore(resuming.resume(engine, checkpoint.path, resolved))
         loader = make_loader(state.step)
         stack.callback(loader.close)
         job = Job(
@@ -84,28 +83,6 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
         stack.callback(lambda: [tracker.close(_status(job)) for tracker in job.trackers])
         ranks.together("starting the trackers", output, lambda: _start_trackers(job), only=0)
         yield job
-
-
-def checkpoint_to_resume(output: Path, resume: str) -> Path | None:
-    """The newest complete checkpoint under `output`, by the words of `--resume`; None: from zero.
-
-    Raises CheckpointError under `required` without one, and under `never` with one: a run is
-    never written over.
-    """
-    newest = listing.latest_complete(output / "checkpoints")
-    if resume == "required" and newest is None:
-        raise CheckpointError(
-            "no complete checkpoint to resume from",
-            where=str(output / "checkpoints"),
-            remedy="check the run's output folder, or say --resume auto",
-        )
-    if resume == "never" and newest is not None:
-        raise CheckpointError(
-            f"the folder holds a committed checkpoint ({newest.name})",
-            where=str(output / "checkpoints"),
-            remedy="give the run another output folder, or say --resume auto to go on",
-        )
-    return None if newest is None else Path(newest.path)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def run_rank(run: Run, resume: str) -> TrainState:
         world.join()
         state = train(register(construct(run), run), run, resume=resume)
     except DsLlamaError as error:
-        if _reported_elsewhere(str(error)):
+        if _reported_elsewhere(error):
             raise SystemExit(error.exit_code) from error
         raise
     # All ranks together: the launcher takes the first non-zero exit, which a stop has, as a failure
@@ -36,11 +36,16 @@ def run_rank(run: Run, resume: str) -> TrainState:
     return state
 
 
-def _reported_elsewhere(message: str) -> bool:
-    """Whether another rank was first to report this message; False when nobody can be asked."""
+def _reported_elsewhere(error: DsLlamaError) -> bool:
+    """Whether another rank was first to report an error of this kind and place.
+
+    The numbers in it may differ: every rank meets another token that is too large for the model.
+    False when nobody can be asked.
+    """
     if not torch.distributed.is_initialized():
         return False
-    key = f"ds_llama/reported/{hashlib.sha256(message.encode()).hexdigest()}"
+    kind = f"{type(error).__name__} at {error.where}"
+    key = f"ds_llama/reported/{hashlib.sha256(kind.encode()).hexdigest()}"
     try:
         return bool(distributed_c10d._get_default_store().add(key, 1) > 1)
     except (RuntimeError, ValueError):

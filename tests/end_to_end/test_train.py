@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -78,7 +79,11 @@ def test_eval_and_generate_read_the_run_folder(workspace: Workspace, trained: Pa
 
 def test_a_finished_run_is_not_trained_again(workspace: Workspace, trained: Path) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
-    workspace.run("train", "trained.json", "--nproc", "2")
+    result = workspace.run("train", "trained.json", "--nproc", "2")
+    assert "runs/trained is finished: step-00000006 is its last step" in result.stdout
+    shutil.rmtree(trained / "export")
+    workspace.run("train", "trained.json", "--nproc", "2")  # something is left to do: the export
+    assert (trained / "export" / "model.safetensors").exists()
     assert (trained / "metrics.jsonl").read_bytes() == before
 
 
@@ -150,11 +155,20 @@ def test_mistakes_are_found_before_anything_starts(workspace: Workspace) -> None
     assert time.monotonic() - start < 10
 
 
-def test_missing_data_is_one_message(workspace: Workspace) -> None:
+def test_missing_data_is_found_before_anything_starts(workspace: Workspace) -> None:
     run = workspace.write_run("no-data", data={"train": "shards/absent"})
     result = workspace.run("train", run, "--nproc", "2", code=1)
     assert result.stderr.count("error: ") == 1, result.stderr
     assert "shards/absent" in result.stderr
+    assert not (workspace.folder / "runs/no-data").exists()
+
+
+def test_what_all_ranks_meet_is_one_message(workspace: Workspace) -> None:
+    """A vocabulary larger than the model's, which only reading the batches shows."""
+    run = workspace.write_run("small", model={"vocab_size": 300}, train={"steps": 2})
+    result = workspace.run("train", run, "--nproc", "2", code=1)
+    assert result.stderr.count("error: ") == 1, result.stderr
+    assert "300" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -118,7 +118,7 @@ def test_inspect_with_a_foreign_tokenizer_names_both_sizes(
 
 
 def test_errors_keep_stdout_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "inspect", str(tmp_path / "nothing"), "--json"]) == 1
+    assert main(["data", "inspect", str(tmp_path / "nothing"), "--json"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: there is no token shard file nothing.idx\nwhere: ")

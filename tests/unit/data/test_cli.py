@@ -121,7 +121,8 @@ def test_errors_keep_stdout_empty(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["data", "inspect", str(tmp_path / "nothing"), "--json"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: there is no token shard file nothing.idx\nwhere: ")
+    assert err.startswith("error: there is no token shard ")
+    assert "remedy: name a shard by its path without .bin and .idx" in err
     assert main(["data", "prepare", "--out", str(tmp_path)]) == 2
 
 

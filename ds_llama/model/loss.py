@@ -148,9 +148,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x) if needs_x else None
         grad_weight = torch.empty_like(weight, dtype=factor_N.dtype) if needs_weight else None
         loss_N = torch.empty_like(factor_N)
+        # One buffer for all chunks: giving it back and taking it again would cost page faults.
+        buffer = x.new_empty(rows, weight.shape[0])
         for start in range(0, x.shape[0], rows):
             chunk = slice(start, start + rows)
-            logits_RV = x[chunk] @ weight.t()
+            logits_RV = torch.mm(x[chunk], weight.t(), out=buffer[: x.shape[0] - start])
             scale_R = factor_N[chunk] if stretch is None else factor_N[chunk] * stretch
             loss_N[chunk] = _loss_(logits_RV, target_N[chunk], scale_R if training else None)
             if grad_x is not None:
@@ -182,11 +184,13 @@ def _loss_(logits_RV: Tensor, target_R: Tensor, scale_R: Tensor | None) -> Tenso
     """
     wide = torch.promote_types(logits_RV.dtype, torch.float32)
     tile = max(_TILE_ELEMENTS[logits_RV.device.type == "cpu"] // logits_RV.shape[1], 1)
+    wide_buffer, p_buffer = (torch.empty_like(logits_RV[:tile], dtype=wide) for _ in range(2))
     losses = []
     for start in range(0, logits_RV.shape[0], tile):
         part = slice(start, start + tile)
-        logits_rV, index_r1 = logits_RV[part].to(wide), target_R[part].clamp(min=0)[:, None]
-        p_rV = logits_rV.softmax(1)
+        index_r1 = target_R[part].clamp(min=0)[:, None]
+        logits_rV = wide_buffer[: len(index_r1)].copy_(logits_RV[part])
+        p_rV = torch.softmax(logits_rV, 1, out=p_buffer[: len(index_r1)])
         gap_r = logits_rV.amax(1) - logits_rV.gather(1, index_r1).squeeze(1)
         losses.append(gap_r - p_rV.amax(1).log_())
         if scale_R is not None:
@@ -202,14 +206,17 @@ def _add_product(sum_VD: Tensor, grad_RV: Tensor, x_RD: Tensor, *, first: bool) 
     """
     for grad_Rv, sum_vD in zip(grad_RV.split(_BLOCK, 1), sum_VD.split(_BLOCK), strict=True):
         product_vD = grad_Rv.t() @ x_RD
-        sum_vD.copy_(product_vD) if first else sum_vD.add_(product_vD)
+        sum_vD.copy_(product_vD) if first else sum_vD.add_(product_vD.to(sum_vD.dtype))
 
 
 def _scaled(tensor: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """tensor * scale in `dtype`, multiplied in fp32 without a whole fp32 copy."""
+    """tensor * scale in `dtype`, multiplied in fp32 or wider without a whole copy in it.
+
+    A scale of no dimensions would else be rounded to the tensor's dtype first.
+    """
     out = torch.empty_like(tensor, dtype=dtype)
     for source, target in zip(tensor.split(_BLOCK), out.split(_BLOCK), strict=True):
-        target.copy_(source * scale)
+        target.copy_(source.to(scale.dtype) * scale)
     return out
 
 

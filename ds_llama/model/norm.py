@@ -4,7 +4,7 @@ Hugging Face's version keeps the fp32 copy of its input, its square and the norm
 backward pass. This one keeps its input, which the residual stream holds anyway, and one number per
 token; the backward pass multiplies again.
 
-Legend: x_ND is (..., D); r_N1 is 1 / rms of each token, in the accumulation dtype.
+Legend: x_ND is (..., D); r_N1 is 1 / rms of each token, in fp32 or wider.
 """
 
 from __future__ import annotations
@@ -28,17 +28,23 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """With u = x r: dw = sum of g u; dx = r (g w - u mean(g w u))."""
+        """With u = g x: dw = sum over tokens of u r; dx = g w r - x r^3 (u . w) / D.
+
+        Both sums are matrix-vector products. Operands are widened first: torch is slow where the
+        two of an operation differ in dtype.
+        """
         x_ND, weight_D, r_N1 = ctx.saved_tensors
-        unit_ND = x_ND * r_N1
+        wide, size = r_N1.dtype, x_ND.shape[-1]
+        flat_ND, grad_ND = (t.reshape(-1, size).to(wide) for t in (x_ND, grad_ND))
+        r_N1, wide_D = r_N1.view(-1, 1), weight_D.to(wide)
+        product_ND = grad_ND * flat_ND
         grad_x = grad_weight = None
-        product_ND = unit_ND * grad_ND
         if ctx.needs_input_grad[1]:
-            grad_weight = product_ND.flatten(0, -2).sum(0).to(weight_D.dtype)
+            grad_weight = torch.mv(product_ND.t(), r_N1.squeeze(1)).to(weight_D.dtype)
         if ctx.needs_input_grad[0]:
-            mean_N1 = product_ND.mul_(weight_D).mean(-1, keepdim=True)
-            inner_ND = torch.mul(grad_ND.to(unit_ND.dtype), weight_D, out=product_ND)
-            grad_x = inner_ND.sub_(unit_ND.mul_(mean_N1)).mul_(r_N1).to(x_ND.dtype)
+            along_N1 = torch.mv(product_ND, wide_D).unsqueeze(1) * r_N1.pow(3) / size
+            grad_x = torch.mul(grad_ND, wide_D, out=product_ND).mul_(r_N1)
+            grad_x = grad_x.addcmul_(flat_ND, along_N1, value=-1).to(x_ND.dtype).view_as(x_ND)
         return grad_x, grad_weight, None
 
 

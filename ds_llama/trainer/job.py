@@ -58,11 +58,13 @@ class Job:
 
 @contextmanager
 def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
-    """Everything that the loop needs, on every rank; closed in reverse order whatever happens."""
+    """Everything that the loop needs, on every rank; closed in reverse order whatever happens.
+
+    To be entered under `run_lock`.
+    """
     resolved = engine.ds_llama.resolved
     output = Path(resolved.run.output)
     with ExitStack() as stack:
-        stack.enter_context(_lock(output))
         checkpoint = listing.to_resume(output / "checkpoints", resume)
         total, make_loader = _training_data(resolved)
         state = TrainState(total)
@@ -86,8 +88,9 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
 
 
 @contextmanager
-def _lock(output: Path) -> Iterator[None]:
-    """Rank 0 holds the run's lock; the others learn whether it could."""
+def run_lock(run: Run) -> Iterator[None]:
+    """Rank 0 holds the lock of the run's folder; the others learn whether it could. Collective."""
+    output = Path(run.output)
     lock = RunLock(output)
     ranks.together("locking the run folder", output, lambda: _without_result(lock.acquire), only=0)
     try:

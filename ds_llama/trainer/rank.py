@@ -10,8 +10,9 @@ from torch.distributed import distributed_c10d
 from ds_llama.config.run import Run
 from ds_llama.errors import DsLlamaError
 from ds_llama.trainer.build import construct
+from ds_llama.trainer.job import run_lock
 from ds_llama.trainer.state import TrainState
-from ds_llama.trainer.train import train
+from ds_llama.trainer.train import train_locked
 from ds_llama.zero import world
 from ds_llama.zero.register import register
 
@@ -24,7 +25,8 @@ def run_rank(run: Run, resume: str) -> TrainState:
     """
     try:
         world.join()
-        state = train(register(construct(run), run), run, resume=resume)
+        with run_lock(run):  # before `register` writes into the folder
+            state = train_locked(register(construct(run), run), run, resume)
     except DsLlamaError as error:
         if _reported_elsewhere(error):
             raise SystemExit(error.exit_code) from error

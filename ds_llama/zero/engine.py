@@ -10,6 +10,8 @@ import deepspeed
 import torch
 from torch import nn
 
+from ds_llama.errors import RunError
+
 
 def create(
     model: nn.Module,
@@ -33,6 +35,21 @@ def create(
             model_parameters=model_parameters,
             **kwargs,
         )
+
+
+def step(engine: Any) -> None:
+    """`engine.step()`; RunError where fp16's loss scale cannot get any smaller."""
+    try:
+        engine.step()
+    except Exception as error:
+        # A bare Exception with this text (deepspeed/runtime/fp16/loss_scaler.py).
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise RunError(
+            "fp16 overflows at the smallest loss scale, so no update can be made",
+            where="deepspeed:fp16",
+            remedy="lower optimizer.lr, use bf16 instead, or look at the data of these steps",
+        ) from error
 
 
 def loss_scale(engine: Any) -> float | None:

@@ -68,10 +68,10 @@ def take_step(engine: Any, window: Sequence[Batch], *, stop: bool = False) -> St
         total += loss.detach()
         engine.backward(loss * (world.world_size() / tokens), scale_wrt_gas=False)
         if number < len(window):
-            engine.step()
+            engines.step(engine)
     norm = engines.gradient_norm(engine)
     scale = engines.loss_scale(engine)
-    engine.step()
+    engines.step(engine)
     torch.distributed.all_reduce(total)
     if norm is None:
         norm = engine.get_global_grad_norm()

@@ -123,6 +123,31 @@ def test_a_signal_saves_and_leaves_nothing_behind(workspace: Workspace, signum: 
     assert [row["step"] for row in workspace.rows(name)] == list(range(1, last + 3))
 
 
+def test_two_runs_on_one_folder(workspace: Workspace) -> None:
+    """The second stops with the name of the first, and writes nothing over its files."""
+    run = workspace.write_run("shared", train={"steps": 5000}, evaluation={"every_steps": None})
+    first = workspace.start("train", run)
+    folder = workspace.folder / "runs" / "shared"
+    metrics = folder / "metrics.jsonl"
+    _wait(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2)
+    written = (folder / "run.json").read_bytes()
+    second = workspace.run("train", run, "optimizer.lr=0.5", code=1)
+    assert f"error: this run folder is in use by process {first.pid} on" in second.stderr
+    assert (folder / "run.json").read_bytes() == written
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 128 + signal.SIGTERM
+    first.communicate()
+
+
+def test_a_run_that_skips_every_update_does_not_finish(workspace: Workspace) -> None:
+    spoilt = {"lr": 1e30, "warmup_steps": 0}
+    run = workspace.write_run("spoilt", optimizer=spoilt, train={"steps": 50})
+    result = workspace.run("train", run, code=1)
+    assert "error: gradients are not finite, 3 updates skipped in a row" in result.stderr
+    assert "remedy: lower optimizer.lr" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_under_a_launcher_that_the_user_started(workspace: Workspace) -> None:
     run = workspace.write_run("launched")
     command = ["deepspeed", "--num_accelerators", "2", "--module", "ds_llama", "train", run]

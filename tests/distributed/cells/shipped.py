@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from ds_llama.config import load_run
 from ds_llama.config.shipped import folder as shipped_folder
+from ds_llama.errors import RunError
 from ds_llama.trainer.build import construct
 from ds_llama.zero import engine as engines
 from ds_llama.zero import world
@@ -49,11 +53,24 @@ def fp16_skips_what_overflows(folder: Path) -> None:
     assert engines.adam_step(engine) == 30 - first
 
 
+def fp16_without_a_way_out_stops(folder: Path) -> None:
+    size = world.world_size()
+    run = make_run(folder, stage=1, precision="fp16", world=size)
+    engine = register(construct(run), run)
+    engines.set_lr(engine, 1e30)
+    window = split(global_batch(0, 2 * size), 2, world.rank(), size)
+    with pytest.raises(RunError, match="fp16 overflows at the smallest loss scale"):
+        deque((take_step(engine, window) for _ in range(40)), maxlen=0)
+
+
 def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
     names = sorted(path.stem for path in shipped_folder().glob("*.json"))
     assert names
     cells = {name: ((2,), partial(trains, name=name)) for name in names}
-    return cells | {"fp16-overflow": ((2,), fp16_skips_what_overflows)}
+    return cells | {
+        "fp16-overflow": ((2,), fp16_skips_what_overflows),
+        "fp16-at-its-end": ((2,), fp16_without_a_way_out_stops),
+    }
 
 
 CELLS = _cells()

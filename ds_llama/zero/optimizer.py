@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ds_llama.config.run import OptimizerConfig
-from ds_llama.errors import ConfigError
 from ds_llama.model.traits import Traits, decay_groups
 
 Groups = list[dict[str, object]]
@@ -32,12 +31,6 @@ def build(section: OptimizerConfig, groups: Groups, *, offloaded: bool) -> torch
     DeepSpeed's FusedAdam does; DeepSpeed's own `DeepSpeedCPUAdam` when the optimizer state lives
     on the host (`offloaded`), since DeepSpeed overlaps and vectorises that one.
     """
-    if section.type != "AdamW":
-        raise ConfigError(
-            f"optimizer type {section.type!r} is not known",
-            where="run.json:optimizer.type",
-            remedy='write "AdamW"',
-        )
     settings = {"lr": section.lr, "betas": tuple(section.betas), "eps": section.eps}
     if offloaded:
         from deepspeed.ops.adam import DeepSpeedCPUAdam

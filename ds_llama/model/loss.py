@@ -11,8 +11,9 @@ two products that the backward pass needs, which then only scales them:
                           └── x ──> dW (V, D), summed over the chunks in fp32
 
 The other order, blocks of the vocabulary with a running maximum and sum (Milakov and Gimelshein
-2018) and the logits computed again in the backward pass, was built and measured too: it saves the
-fp32 dW (4 V D bytes) and costs a fourth product with W, a third more than the forward pass.
+2018) and the logits computed again in the backward pass, was built and measured too. It saves the
+fp32 dW (4 V D bytes) and costs a fourth product with W. At that shape, D = 512, bf16, on one core:
+1.55 s against 1.12 s (HF 1.74 s), and 419 MB against 466 MB at the peak of a step of 8 layers.
 
 Nothing may be lost by scaling late: dW is summed in fp32, and in fp16, where a small probability
 would underflow before the loss scale is applied, the gradient is stretched by a power of two that
@@ -109,6 +110,10 @@ def linear_cross_entropy(
     factor_N = (target_N != ignore_index).to(torch.promote_types(dtype, torch.float32))
     if weights is not None:
         factor_N = factor_N * weights.detach().reshape(-1)
+    if reduction == "mean":
+        # Before the gradients are rounded, so that a plain mean is not rounded again by its count.
+        count = factor_N.sum()
+        factor_N = factor_N / torch.where(count == 0, 1, count)
     x_ND = hidden.reshape(-1, hidden.shape[-1])
     rows = _rows(chunk_elements or _CHUNK_ELEMENTS[device == "cpu"], x_ND, weight_VD)
     training = torch.is_grad_enabled() and (hidden.requires_grad or weight_VD.requires_grad)
@@ -118,12 +123,7 @@ def linear_cross_entropy(
         total, loss_N = _LinearCrossEntropy.apply(
             x_ND, weight_VD, target_N, factor_N, dtype, rows, training
         )
-    if reduction == "none":
-        return loss_N.view(targets.shape)
-    if reduction == "sum":
-        return total
-    count = factor_N.sum()
-    return total / torch.where(count == 0, 1, count)
+    return loss_N.view(targets.shape) if reduction == "none" else total
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -23,7 +23,7 @@ Legend: B batch, T tokens, D model, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -71,13 +71,7 @@ class Block(nn.Module):
 
 
 class LlamaModel(nn.Module):
-    """Embedding, blocks and final norm: token ids (B, T) to hidden states (B, T, D).
-
-    `checkpoint_fn(block, x, cos, sin, mask)`, when set, runs the blocks in training instead of a
-    plain call: the place for activation recomputation.
-    """
-
-    checkpoint_fn: Callable[..., Tensor] | None = None
+    """Embedding, blocks and final norm: token ids (B, T) to hidden states (B, T, D)."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -101,15 +95,10 @@ class LlamaModel(nn.Module):
         mask = dense_mask(attention_mask, past, input_ids.shape, input_ids.device)
         x_BTD = self.embed_tokens(input_ids)
         for block in self.layers:
-            x_BTD = self._run(block, x_BTD, cos, sin, mask, cache)
+            x_BTD = block(x_BTD, cos, sin, mask, cache)
         if cache is not None:
             cache.advance(tokens)
         return self.norm(x_BTD)
-
-    def _run(self, block: nn.Module, x_BTD: Tensor, *rest: Any) -> Tensor:
-        if self.checkpoint_fn is None or not (self.training and torch.is_grad_enabled()):
-            return block(x_BTD, *rest)
-        return self.checkpoint_fn(block, x_BTD, *rest)
 
 
 class Llama(nn.Module):

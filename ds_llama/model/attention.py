@@ -58,9 +58,12 @@ def attend(
 ) -> Tensor:
     """softmax(q k / sqrt(d)) v; causal where `mask` is None. Masked-out rows give zeros."""
     groups = q_BHTd.shape[1] // k_BKSd.shape[1]
+    on_cpu, tokens = q_BHTd.device.type == "cpu", q_BHTd.shape[2]
+    if mask is None and on_cpu and tokens == k_BKSd.shape[2] and _HALVED[0] < tokens <= _HALVED[1]:
+        return _attend_in_halves(q_BHTd, k_BKSd, v_BKSd, dropout)
     # On CUDA no fused kernel takes a mask and grouped heads at once: SDPA would fall back to one
     # that holds the whole T x S matrix.
-    fused = mask is None or q_BHTd.device.type == "cpu"
+    fused = mask is None or on_cpu
     if groups > 1 and not fused:
         k_BKSd, v_BKSd = (t.repeat_interleave(groups, dim=1) for t in (k_BKSd, v_BKSd))
     return F.scaled_dot_product_attention(
@@ -69,9 +72,23 @@ def attend(
         v_BKSd,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=mask is None and q_BHTd.shape[2] > 1,
+        is_causal=mask is None and tokens > 1,
         enable_gqa=groups > 1 and fused,
     )
+
+
+# Lengths, above the first and up to the second, at which two halves are the faster: torch's flash
+# kernel for the CPU works on 512 keys at a time, and up to there on all of them for every query.
+_HALVED = (256, 512)
+
+
+def _attend_in_halves(q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, dropout: float) -> Tensor:
+    """Causal attention in two calls: the first half of the queries never sees the second's keys."""
+    tokens, half = q_BHTd.shape[2], q_BHTd.shape[2] // 2
+    early = [t[:, :, :half] for t in (q_BHTd, k_BKTd, v_BKTd)]
+    mask = torch.ones(tokens - half, tokens, dtype=torch.bool, device=q_BHTd.device).tril(half)
+    late = attend(q_BHTd[:, :, half:], k_BKTd, v_BKTd, mask, dropout)
+    return torch.cat((attend(*early, None, dropout), late), dim=2)
 
 
 def dense_mask(

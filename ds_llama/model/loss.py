@@ -146,7 +146,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if training and dtype == torch.float16:
             stretch = _stretch(x, weight, factor_N, rows)
         grad_x = torch.empty_like(x) if needs_x else None
-        grad_weight = torch.empty_like(weight, dtype=factor_N.dtype) if needs_weight else None
+        # The sum of two bf16 products has the same bits whether rounded at once or after fp32.
+        narrow = dtype == torch.bfloat16 and x.shape[0] <= 2 * rows
+        sum_dtype = dtype if narrow else factor_N.dtype
+        grad_weight = torch.empty_like(weight, dtype=sum_dtype) if needs_weight else None
         loss_N = torch.empty_like(factor_N)
         # One buffer for all chunks: giving it back and taking it again would cost page faults.
         buffer = x.new_empty(rows, weight.shape[0])
@@ -202,11 +205,15 @@ def _loss_(logits_RV: Tensor, target_R: Tensor, scale_R: Tensor | None) -> Tenso
 def _add_product(sum_VD: Tensor, grad_RV: Tensor, x_RD: Tensor, *, first: bool) -> None:
     """sum += grad.T @ x, block by block: each product in the training dtype, the sum in fp32.
 
-    In the training dtype the sum would swallow the later chunks' parts.
+    In the training dtype the sum would swallow the later chunks' parts, unless there are two only.
     """
     for grad_Rv, sum_vD in zip(grad_RV.split(_BLOCK, 1), sum_VD.split(_BLOCK), strict=True):
-        product_vD = grad_Rv.t() @ x_RD
-        sum_vD.copy_(product_vD) if first else sum_vD.add_(product_vD.to(sum_vD.dtype))
+        if first and sum_vD.dtype == x_RD.dtype:
+            torch.mm(grad_Rv.t(), x_RD, out=sum_vD)
+        elif first:
+            sum_vD.copy_(grad_Rv.t() @ x_RD)
+        else:
+            sum_vD.add_((grad_Rv.t() @ x_RD).to(sum_vD.dtype))
 
 
 def _scaled(tensor: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

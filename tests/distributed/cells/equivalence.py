@@ -4,10 +4,11 @@ Four updates at lr 1e-3 on global batches with unequal numbers of valid tokens: 
 norms, clipping and fp32 parameters are compared after each.
 
 What is left between the two sides is the order of fp32 sums, which is why nothing is exactly zero.
-Its amplifier in half precision is kept out, so that one tight tolerance serves all: a master that
-differs in its last bit rounds some weights to their other neighbour, and the next loss is off by
-1e-4. There the reference goes on from the engine's masters after each comparison, keeping its own
-moments; in fp32 it never does.
+Adam's division turns a few ulp of a gradient close to zero into a fraction of the learning rate,
+step by step: up to 2.4e-6 in fp32 parameters was seen. In half precision a worse amplifier is kept
+out: a master that differs in its last bit rounds some weights to their other neighbour, and the
+next loss is off by 1e-4. There the reference goes on from the engine's masters after each
+comparison, keeping its own moments; in fp32 it never does.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from tests.distributed.reference import Reference
 from tests.distributed.runs import global_batch, make_run, split
 
 STEPS, MICRO = 4, 2
-TOLERANCES = (1e-6, 2e-6, 1e-6)  # loss (nats), gradient norm (relative), fp32 parameters
+LOSS, NORM = 1e-6, 2e-6  # nats; relative
+PARAMETERS = {"fp32": 6e-6, "bf16": 1e-6, "fp16": 1e-6}
 LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 2.0**10}
 
 
@@ -100,7 +102,9 @@ def run_cell(
             assert engines.adam_step(engine) == 1, f"Adam counts {engines.adam_step(engine)} steps"
     if world.rank() == 0:
         (folder / "gaps.json").write_text(json.dumps(asdict(gaps)))
-    assert gaps.within(TOLERANCES) == (sabotage is None), f"{gaps} (sabotage: {sabotage})"
+    assert gaps.within((LOSS, NORM, PARAMETERS[precision])) == (sabotage is None), (
+        f"{gaps} (sabotage: {sabotage})"
+    )
 
 
 def parameter_gap(engine: torch.nn.Module, reference: Reference, *, adopt: bool) -> float:

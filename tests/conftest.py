@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ds_llama.launcher.environment import has_device
 
@@ -21,6 +22,12 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 if not has_device():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+# Examples differ from run to run, but not in CI, where a failure has to be about the change; no
+# deadline, since machines are shared.
+settings.register_profile("here", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from ds_llama.checkpoint import state as states
-from ds_llama.commit.verify import verify
+from ds_llama.commit.verify import require_whole
 from ds_llama.config.model import LlamaConfig
-from ds_llama.errors import CheckpointError
 from ds_llama.weights import skeleton
 from ds_llama.weights.tensorfile import Spec
 from ds_llama.weights.write import MAX_SHARD_BYTES, write_folder
@@ -35,13 +34,7 @@ def export_step(
     CheckpointError for a damaged checkpoint, ModelError when it is no LLaMA.
     """
     folder = Path(checkpoint)
-    problems = verify(folder)
-    if problems:
-        raise CheckpointError(
-            f"the checkpoint is not whole: {problems[0]}",
-            where=str(folder),
-            remedy="take another one: ds-llama checkpoint list shows which are complete",
-        )
+    require_whole(folder)
     state = states.read(folder)
     config = LlamaConfig.from_hf(state["model"])
     masters = read_masters(folder, state["stage"])

@@ -20,19 +20,12 @@ def _read_step(folder: Path) -> Step:
     import torch
 
     from ds_llama.checkpoint import offline, state
-    from ds_llama.commit.verify import verify
+    from ds_llama.commit.verify import require_whole
     from ds_llama.config.model import LlamaConfig
-    from ds_llama.errors import CheckpointError
     from ds_llama.evals.load import Step
 
     # the shards are pickles: nothing is read before their hashes are the manifest's
-    problems = verify(folder)
-    if problems:
-        raise CheckpointError(
-            f"the checkpoint is not whole: {problems[0]}",
-            where=str(folder),
-            remedy="take another one: ds-llama checkpoint list shows which are complete",
-        )
+    require_whole(folder)
     saved = state.read(folder)
     tokenizer = saved["run"]["data"]["tokenizer"]
     return Step(

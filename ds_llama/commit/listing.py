@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ds_llama.commit import manifest, names
-from ds_llama.commit.verify import is_complete, verify
+from ds_llama.commit.verify import is_complete, require_whole, verify
 from ds_llama.errors import CallError, CheckpointError
 
 CHECKPOINTS, EXPORT = "checkpoints", "export"
@@ -132,13 +132,7 @@ def _look(path: Path, name: str) -> Checkpoint | None:
 
 
 def _whole(path: Path) -> Found:
-    problems = verify(path, hashes=False)
-    if problems:
-        raise CheckpointError(
-            f"the checkpoint is not whole: {problems[0]}",
-            where=str(path),
-            remedy="take another one: ds-llama checkpoint list shows which are complete",
-        )
+    require_whole(path, hashes=False)
     return Found("step", path)
 
 

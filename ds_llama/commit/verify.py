@@ -29,6 +29,20 @@ class Problem:
         return asdict(self)
 
 
+def require_whole(folder: Path, *, hashes: bool = True) -> None:
+    """Raises CheckpointError for a folder that `verify` finds anything wrong with.
+
+    The gate before DeepSpeed's shards are read: they are pickles.
+    """
+    problems = verify(folder, hashes=hashes)
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint is not whole: {problems[0]}",
+            where=str(folder),
+            remedy="take another one: ds-llama checkpoint list shows which are complete",
+        )
+
+
 def verify(folder: Path, *, hashes: bool = True, part: tuple[int, int] = (0, 1)) -> list[Problem]:
     """Everything that is wrong with a checkpoint folder; empty when it is whole.
 

@@ -15,7 +15,6 @@ from ds_llama.data.shards import vocabulary_error
 from ds_llama.errors import ConfigError
 
 Batch = dict[str, torch.Tensor]
-IGNORED = -100
 _POLL_S = 0.1
 
 
@@ -130,32 +129,3 @@ class Loader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def validation_batches(
-    dataset: Dataset,
-    micro_batch_size: int,
-    rank: int,
-    world_size: int,
-    max_batches: int | None = None,
-) -> Iterator[Batch]:
-    """This rank's share of one pass: every window once, in order, as many batches on each rank.
-
-    Windows that fill up the last round have labels of -100 throughout, so every rank runs the same
-    number of forwards (ZeRO-3 gathers together) and nothing is counted twice. `max_batches` is per
-    rank.
-    """
-    stride = micro_batch_size * world_size
-    rounds = -(-len(dataset) // stride)
-    for number in range(rounds if max_batches is None else min(rounds, max_batches)):
-        first = number * stride + rank * micro_batch_size
-        yield _padded_batch(dataset, range(first, first + micro_batch_size))
-
-
-def _padded_batch(dataset: Dataset, windows: range) -> Batch:
-    real = [dataset[i] for i in windows if i < len(dataset)]
-    filling = [np.zeros_like(dataset[0])] * (len(windows) - len(real))
-    ids = torch.from_numpy(np.stack([*real, *filling]))
-    labels = ids.clone()
-    labels[len(real) :] = IGNORED
-    return {"input_ids": ids, "labels": labels}

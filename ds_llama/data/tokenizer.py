@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -48,7 +49,7 @@ class Tokenizer(Protocol):
     def save(self, folder: str | os.PathLike[str]) -> None: ...
 
 
-class _FileTokenizer:
+class _FileTokenizer(ABC):
     """What both kinds share: `path` is the file that defines the ids."""
 
     path: Path
@@ -80,11 +81,11 @@ class _FileTokenizer:
             )
         return self._decode(plain)
 
-    def _encode(self, text: str) -> list[int]:
-        raise NotImplementedError
+    @abstractmethod
+    def _encode(self, text: str) -> list[int]: ...
 
-    def _decode(self, ids: list[int]) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _decode(self, ids: list[int]) -> str: ...
 
     def _special(self, name: str, value: int | None) -> int:
         if value is None:

@@ -8,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ds_llama.data import open_data
-from ds_llama.data.loader import Batch, Loader, validation_batches
+from ds_llama.data.loader import Batch, Loader
 from ds_llama.data.sampler import Sampler
 from ds_llama.errors import ConfigError, DataError
 from tests.unit.data.conftest import write_shard
@@ -166,26 +164,3 @@ def test_prefetching_stops_at_its_limit() -> None:
     with Loader(Counting(99), Sampler(99, 0), **sizes, rank=0, world_size=1):
         time.sleep(0.3)
         assert len(seen) == 4  # three in the queue, one in the hand
-
-
-@settings(max_examples=60)
-@given(
-    length=st.integers(1, 40),
-    micro=st.integers(1, 5),
-    world=st.integers(1, 4),
-    limit=st.none() | st.integers(1, 4),
-)
-def test_validation_sees_each_window_once_and_ranks_run_in_step(
-    length: int, micro: int, world: int, limit: int | None
-) -> None:
-    ranks = [
-        list(validation_batches(Numbers(length), micro, rank, world, limit))
-        for rank in range(world)
-    ]
-    assert len({len(batches) for batches in ranks}) == 1
-    assert all(b["input_ids"].shape == (micro, 3) for batches in ranks for b in batches)
-    rounds = zip(*ranks, strict=True)
-    labels = torch.cat([batch["labels"] for together in rounds for batch in together])
-    counted = [int(row[0]) for row in labels if (row != -100).all()]
-    assert counted == list(range(min(length, limit * micro * world if limit else length)))
-    assert int((labels == -100).all(1).sum()) == len(labels) - len(counted)

@@ -126,3 +126,18 @@ def test_problems_print_and_serialise() -> None:
     problem = Problem("a.pt", 3, "is missing")
     assert str(problem) == "a.pt (written by rank 3) is missing"
     assert problem.to_dict() == {"file": "a.pt", "rank": 3, "what": "is missing"}
+
+
+@pytest.mark.parametrize("reader", ["export", "inference"])
+def test_nothing_unpickles_a_shard_with_a_flipped_bit(reader: str, commit, tmp_path: Path) -> None:
+    """Sizes are right, so that only the hashes tell: the gate of both offline readers."""
+    from ds_llama.checkpoint.offline import export_step
+    from ds_llama.cli.loading import _read_step
+
+    checkpoint = commit(5)
+    _flip(checkpoint / "rank_0.pt")
+    with pytest.raises(CheckpointError, match="not whole: rank_0.pt .* has other content than"):
+        if reader == "export":
+            export_step(checkpoint, tmp_path / "out")
+        else:
+            _read_step(checkpoint)

@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 
 import torch
 from deepspeed import comm
+from deepspeed.checkpoint.constants import OPTIMIZER_STATE_DICT, ZERO_STAGE
 
 from ds_llama.commit import manifest
 from ds_llama.commit.manifest import Entry
@@ -47,8 +48,8 @@ def write(engine: Any, staged: Path) -> list[Entry]:
 class _Recorder:
     """Stands in for the engine's checkpoint engine while it saves."""
 
-    def __init__(self, wrapped: Any, staged: Path) -> None:
-        self._wrapped, self._staged = wrapped, staged
+    def __init__(self, wrapped: Any, staged: Path, stage: int) -> None:
+        self._wrapped, self._staged, self._stage = wrapped, staged, stage
         self.begun = False
         self.entries: list[Entry] = []
         self.errors: list[Exception] = []
@@ -64,15 +65,22 @@ class _Recorder:
         if self.errors:
             return
         try:
+            self._name_stage(state_dict)
             self.entries.append(_save_hashed(state_dict, Path(path), self._staged))
         except Exception as error:
             self.errors.append(error)
+
+    def _name_stage(self, state_dict: dict[str, Any]) -> None:
+        """BF16_Optimizer does not say its stage, without which zero_to_fp32 reads nothing."""
+        states = state_dict.get(OPTIMIZER_STATE_DICT)
+        if self._stage > 0 and states is not None:
+            states.setdefault(ZERO_STAGE, self._stage)
 
 
 @contextmanager
 def _recorded(engine: Any, staged: Path) -> Iterator[_Recorder]:
     wrapped = engine.checkpoint_engine
-    recorder = _Recorder(wrapped, staged)
+    recorder = _Recorder(wrapped, staged, engine.zero_optimization_stage())
     engine.checkpoint_engine = recorder
     # The recovery scripts would go beside the checkpoint and are in every DeepSpeed install.
     engine._copy_recovery_script = lambda save_path: None

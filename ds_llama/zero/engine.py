@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
@@ -35,6 +36,25 @@ def create(
             model_parameters=model_parameters,
             **kwargs,
         )
+
+
+def before_update(engine: Any, hook: Callable[[Any], None]) -> None:
+    """Call `hook(engine)` before every update, whoever's loop calls `engine.step()`.
+
+    Runs on all ranks, after the last backward of a window, when the averaged gradient is in place
+    (`pieces.gradients`). Hooks run in the order in which they were given.
+    """
+    update = engine._take_model_step  # the one place where an engine updates (engine.py:3505)
+
+    def hooked(*args: Any, **kwargs: Any) -> None:
+        for each in engine.ds_llama_before_update:
+            each(engine)
+        update(*args, **kwargs)
+
+    if not hasattr(engine, "ds_llama_before_update"):
+        engine.ds_llama_before_update = []
+        engine._take_model_step = hooked
+    engine.ds_llama_before_update.append(hook)
 
 
 def step(engine: Any) -> None:

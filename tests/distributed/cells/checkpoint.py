@@ -164,7 +164,7 @@ def what_is_loaded_wrong_is_noticed(folder: Path, stage: int) -> None:
         def load_wrong(*args: Any, load=load, fresh=fresh, kind=kind, **keys: Any) -> Any:
             outcome = load(*args, **keys)
             if world.rank() == last:
-                from ds_llama.checkpoint.tensors import pieces
+                from ds_llama.zero.pieces import pieces
 
                 piece = next(p for p in pieces(fresh) if p.kind == kind and p.flat.numel() > 3)
                 piece.flat[3] += 1
@@ -210,6 +210,10 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
         cell = partial(goes_on, stage=stage, precision=precision, offload=offload, tied=tied)
         name = f"goes_on-{stage}-{precision}-{offload}-{'tied' if tied else 'untied'}"
         found[name] = (worlds, cell)
+    accumulated = {"deepspeed": {"data_types": {"grad_accum_dtype": "fp32"}}}
+    for stage in (1, 2, 3):  # stage 1 is another optimizer of DeepSpeed's then
+        cell = partial(goes_on, stage=stage, precision="bf16", **accumulated)
+        found[f"goes_on-{stage}-bf16-fp32-gradients"] = (alone, cell)
     for stage in (0, 2, 3):
         found[f"one_rank_fails-{stage}"] = (
             alone,

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ds_llama.checkpoint import state as states
-from ds_llama.checkpoint.tensors import pieces
 from ds_llama.config import load_run
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.errors import CheckpointError
+from ds_llama.zero.pieces import pieces
 
 
 @pytest.fixture(scope="module")

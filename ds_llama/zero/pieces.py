@@ -1,0 +1,167 @@
+"""Which piece of which parameter, master, moment and gradient this rank holds, at any ZeRO stage.
+
+stage   weight (what forward uses)        master, moments, averaged gradient
+0       whole, on every rank              masters are the weights; whole, on every rank
+1, 2    whole, on every rank              a piece of the flat group, cut anywhere in a parameter
+3       a slice of every parameter;       the slice of the same elements
+        whole too while it is gathered
+
+bf16 with fp32 accumulation at stage 1 is DeepSpeed's BF16_Optimizer, which keeps the whole averaged
+gradient on every rank and names its flat groups otherwise (runtime/bf16_optimizer.py:109).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+WEIGHT, MASTER, GRADIENT = "weight", "master", "gradient"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements `start` … of a parameter's tensor of some kind, 1-D, as this rank holds them.
+
+    kind: "weight", "master", "gradient", or the optimizer's name of a moment ("exp_avg").
+    replicated: every rank has a copy of the same elements.
+    """
+
+    name: str
+    kind: str
+    start: int
+    flat: torch.Tensor
+    replicated: bool
+
+
+def pieces(engine: Any) -> Iterator[Piece]:
+    """Every piece of this rank, in the order of the module's parameters; nothing is copied.
+
+    What is swapped out to NVMe is left out.
+    """
+    stage = engine.zero_optimization_stage()
+    read = {0: _whole, 1: _of_group, 2: _of_group, 3: _slice}[int(stage)]
+    for name, parameter in engine.module.named_parameters():
+        yield from read(engine.optimizer, name, parameter)
+
+
+def gradients(engine: Any) -> Iterator[Piece]:
+    """This rank's pieces of the averaged gradient, as views that may be changed in place.
+
+    To be read at an accumulation boundary between the last backward and the update
+    (`engine.before_update`). Still multiplied with fp16's loss scale; fp32, or the dtype that
+    gradients are accumulated in. A frozen parameter has none, nor has one whose optimizer state is
+    on NVMe. With the optimizer on the host DeepSpeed has taken the norm of what it copied there
+    already, and clips by that, whatever is changed here.
+    """
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    read = {0: _whole_gradient, 1: _gradient_of_group, 2: _gradient_of_group, 3: _gradient_slice}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            yield from read[int(stage)](optimizer, name, parameter)
+
+
+def _whole_gradient(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
+    if parameter.grad is not None:
+        yield Piece(name, GRADIENT, 0, parameter.grad.view(-1), True)
+
+
+def _gradient_of_group(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
+    if isinstance(optimizer, BF16_Optimizer):
+        groups = zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True)
+        for parameters, kept in groups:
+            for candidate, gradient in zip(parameters, kept, strict=True):
+                if candidate is parameter:
+                    yield Piece(name, GRADIENT, 0, gradient.view(-1), True)
+        return
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is None:  # another rank has it
+        return
+    index, address = mapping.param_group_index, mapping.hp_fragment_address
+    if optimizer.cpu_offload:
+        parts = [optimizer.single_partition_of_fp32_groups[index].grad]
+    else:
+        parts = optimizer.averaged_gradients[index]
+    flat = _narrow(parts, address.start, address.numel)
+    yield Piece(name, GRADIENT, mapping.lp_fragment_address.start, flat, False)
+
+
+def _gradient_slice(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
+    size = parameter.ds_tensor.ds_numel
+    start = size * torch.distributed.get_rank(parameter.ds_process_group)
+    count = max(0, min(size, parameter.ds_numel - start))  # the rest of the slice is padding
+    index, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    if optimizer.offload_optimizer:
+        parts = [optimizer.fp32_partitioned_groups_flat[index].grad]
+    else:
+        parts = optimizer.averaged_gradients[index]
+    if count > 0 and parts[0] is not None and parts[0].numel() > 0:
+        yield Piece(name, GRADIENT, start, _narrow(parts, offset, count), False)
+
+
+def _narrow(parts: Sequence[torch.Tensor], start: int, count: int) -> torch.Tensor:
+    """Elements of a partition that is kept as several tensors, each holding whole pieces."""
+    for part in parts:
+        if start < part.numel():
+            return part.view(-1).narrow(0, start, count)
+        start -= part.numel()
+    raise IndexError(f"element {start} after the end of the partition")
+
+
+def _whole(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
+    yield Piece(name, WEIGHT, 0, parameter.data.view(-1), True)
+    base = getattr(optimizer, "optimizer", optimizer)
+    state = base.state.get(parameter, {}) if base is not None else {}
+    for kind, moment in _moments(state, parameter.numel()):
+        yield Piece(name, kind, 0, moment, True)
+
+
+def _of_group(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
+    yield Piece(name, WEIGHT, 0, parameter.data.view(-1), True)
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is None:  # another rank has it, or it is frozen
+        return
+    own = isinstance(optimizer, BF16_Optimizer)
+    groups = (
+        optimizer.fp32_groups_flat_partition if own else optimizer.single_partition_of_fp32_groups
+    )
+    group = groups[mapping.param_group_index]
+    start, address = mapping.lp_fragment_address.start, mapping.hp_fragment_address
+    for kind, flat in _group_tensors(optimizer, group):
+        piece = flat.view(-1).narrow(0, address.start, address.numel)
+        yield Piece(name, kind, start, piece, False)
+
+
+def _slice(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
+    shard = parameter.ds_tensor
+    size = shard.ds_numel
+    start = size * torch.distributed.get_rank(parameter.ds_process_group)
+    count = max(0, min(size, parameter.ds_numel - start))  # the rest of the slice is padding
+    if shard.status.name == "AVAILABLE":
+        yield Piece(name, WEIGHT, start, shard.data.view(-1)[:count], False)
+    if parameter.ds_status.name == "AVAILABLE":
+        yield Piece(name, WEIGHT, 0, parameter.data.view(-1), True)
+    position = optimizer.grad_position.get(optimizer.get_param_id(parameter))
+    if position is None:  # frozen
+        return
+    index, offset, _ = position
+    group = optimizer.fp32_partitioned_groups_flat[index]
+    if group.numel() == 0:
+        return
+    for kind, flat in _group_tensors(optimizer, group):
+        yield Piece(name, kind, start, flat.view(-1).narrow(0, offset, count), False)
+
+
+def _group_tensors(optimizer: Any, group: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    yield MASTER, group.data
+    yield from _moments(optimizer.optimizer.state.get(group, {}), group.numel())
+
+
+def _moments(state: dict[str, Any], numel: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of an optimizer's state that have an element per parameter, not its counters."""
+    for kind, value in sorted(state.items()):
+        if torch.is_tensor(value) and value.dim() > 0 and value.numel() == numel:
+            yield kind, value.data.view(-1)

@@ -42,6 +42,8 @@ class Filling:
         tree = self._without_auto(SCHEMA, tree, "")
         self._zero(tree)
         self._accumulate_in_fp32(tree)
+        if self.run.train.recompute is not None:
+            tree.setdefault("activation_checkpointing", {})
         sizes = (self.batch.global_size, self.batch.micro_size, self.batch.accumulation_steps)
         tree.update(zip(BATCH_KEYS, sizes, strict=True))
         tree.setdefault("zero_allow_untested_optimizer", True)

@@ -17,7 +17,7 @@ from ds_llama.config.load import placed, warnings_of
 from ds_llama.config.model import LlamaConfig
 from ds_llama.config.problems import Problem, at, raise_errors
 from ds_llama.config.rules import Context
-from ds_llama.config.run import OptimizerConfig, Run
+from ds_llama.config.run import OptimizerConfig, RecomputeConfig, Run
 from ds_llama.errors import ConfigError, ConfigErrors
 
 _PACKAGES = ("ds_llama", "deepspeed", "torch", "transformers", "pydantic")
@@ -171,6 +171,8 @@ def _filled_run(run: Run, model: LlamaConfig, batch: Batch) -> Run:
     }
     if train.steps is None and train.epochs is None:
         sizes["epochs"] = 1.0
+    if train.recompute is None and run.deepspeed.get("activation_checkpointing") is not None:
+        sizes["recompute"] = RecomputeConfig()
     train = train.model_copy(update=sizes)
     if optimizer is None and run.deepspeed.get("optimizer") is None:
         optimizer = OptimizerConfig()

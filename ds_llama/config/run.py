@@ -109,6 +109,13 @@ class OptimizerConfig(Frozen):
     decay_steps: Positive | None = None
 
 
+class RecomputeConfig(Frozen):
+    """What is recomputed in the backward pass; `activation_checkpointing` in the JSON says how."""
+
+    part: Literal["block", "attention", "mlp"] = "block"
+    every: Positive = 1
+
+
 class TrainConfig(Frozen):
     """How long and in which batches. One pass over the data when neither length is given."""
 
@@ -118,6 +125,7 @@ class TrainConfig(Frozen):
     micro_batch_size: Positive | None = None
     seed: Whole = Field(default=0, ge=0, lt=2**63)
     log_every_steps: Positive = 1
+    recompute: RecomputeConfig | None = None
 
 
 class EvaluationConfig(Frozen):

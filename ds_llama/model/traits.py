@@ -17,7 +17,9 @@ from typing import Any
 from torch import nn
 
 from ds_llama.errors import ModelError
+from ds_llama.model.attention import Attention
 from ds_llama.model.llama import Block, Llama
+from ds_llama.model.mlp import MLP
 
 ENTRY_POINT_GROUP = "ds_llama.models"
 
@@ -26,8 +28,9 @@ ENTRY_POINT_GROUP = "ds_llama.models"
 class Traits:
     """Rows about one model class.
 
-    block_class: the repeated block: unit of recomputation and of compilation. leaf_classes: modules
-    that ZeRO-3 gathers whole, when an engine compiles them. tied: pairs of names that share a
+    block_class: the repeated block: unit of recomputation and of compilation. attention_class,
+    mlp_class: its halves, each of which can be recomputed alone. leaf_classes: modules that ZeRO-3
+    gathers whole, when an engine compiles them. tied: pairs of names that share a
     Parameter when the model's config ties embeddings. column_parallel, row_parallel: weights split
     by output or by input rows under tensor parallelism. no_decay is looked at before decay.
     sum_loss: keyword arguments of forward that make `.loss` the sum over valid tokens; None when
@@ -42,6 +45,8 @@ class Traits:
     no_decay: tuple[str, ...] = ()
     decay: tuple[str, ...] = ()
     sum_loss: Mapping[str, Any] | None = field(default=None, hash=False)
+    attention_class: type[nn.Module] | None = None
+    mlp_class: type[nn.Module] | None = None
 
 
 def register_traits(cls: type[nn.Module] | str, traits: Traits | Callable[[], Traits]) -> None:
@@ -133,16 +138,27 @@ def _path(cls: type) -> str:
 
 
 def _huggingface() -> Traits:
-    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+    from transformers.models.llama import modeling_llama as theirs
 
-    # The loss is the sum divided by this number, which is how its Trainer counts tokens.
-    words = {"num_items_in_batch": 1}
-    return Traits(LlamaDecoderLayer, (LlamaDecoderLayer,), **_ROWS, sum_loss=words)
+    return Traits(
+        theirs.LlamaDecoderLayer,
+        (theirs.LlamaDecoderLayer,),
+        **_ROWS,
+        # The loss is the sum divided by this number, which is how its Trainer counts tokens.
+        sum_loss={"num_items_in_batch": 1},
+        attention_class=theirs.LlamaAttention,
+        mlp_class=theirs.LlamaMLP,
+    )
+
+
+def _ours() -> Traits:
+    halves = {"attention_class": Attention, "mlp_class": MLP}
+    return Traits(Block, (Block,), **_ROWS, sum_loss={"reduction": "sum"}, **halves)
 
 
 _registry: dict[str, Traits | Callable[[], Traits]] = {}
 _loaded: set[str] = set()
-register_traits(Llama, Traits(Block, (Block,), **_ROWS, sum_loss={"reduction": "sum"}))
+register_traits(Llama, _ours)
 register_traits("transformers.models.llama.modeling_llama.LlamaForCausalLM", _huggingface)
 
 

@@ -68,7 +68,8 @@ def register(model: nn.Module, run: Run, *, traits: Traits | None = None) -> Any
 def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], traits: Traits) -> Any:
     """Apply the traits and call `deepspeed.initialize` with the resolved `config`."""
     section = resolved.run.optimizer
-    recomputed = recompute.apply(model, traits, config.get("activation_checkpointing"))
+    how, what = config.get("activation_checkpointing"), resolved.run.train.recompute
+    recomputed = recompute.apply(model, traits, how, what)
     decay = section.weight_decay if section else _json_weight_decay(config)
     groups = optimizers.parameter_groups(model, traits, decay)
     chosen: dict[str, Any] = {"model_parameters": groups}

@@ -15,7 +15,9 @@ __version__ = "0.1.0"
 _FACE = {
     "Llama": ("ds_llama.model.llama", "Llama"),
     "LlamaConfig": ("ds_llama.config.model", "LlamaConfig"),
+    "add_config_arguments": ("deepspeed", "add_config_arguments"),
     "construct": ("ds_llama.trainer.build", "construct"),
+    "init_distributed": ("ds_llama.zero.script", "init_distributed"),
     "initialize": ("ds_llama.zero.script", "initialize"),
     "load_run": ("ds_llama.config", "load_run"),
     "preset": ("ds_llama.config", "preset"),
@@ -25,7 +27,12 @@ _FACE = {
     "train": ("ds_llama.trainer.train", "train"),
 }
 
+# What else scripts name that say `import ds_llama as deepspeed`; `zero` forwards the rest.
+_DEEPSPEED = ("checkpointing", "comm", "ops", "utils")
+
 if TYPE_CHECKING:
+    from deepspeed import add_config_arguments
+
     from ds_llama.config import load_run, preset, presets
     from ds_llama.config.model import LlamaConfig
     from ds_llama.model.llama import Llama
@@ -33,13 +40,15 @@ if TYPE_CHECKING:
     from ds_llama.trainer.build import construct
     from ds_llama.trainer.train import train
     from ds_llama.zero.register import register
-    from ds_llama.zero.script import initialize
+    from ds_llama.zero.script import init_distributed, initialize
 
 __all__ = [
     "Llama",
     "LlamaConfig",
     "__version__",
+    "add_config_arguments",
     "construct",
+    "init_distributed",
     "initialize",
     "load_run",
     "preset",
@@ -51,6 +60,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "zero":
+        return importlib.import_module("ds_llama.zero")
+    if name in _DEEPSPEED:
+        return getattr(importlib.import_module("deepspeed"), name)
     try:
         module, attribute = _FACE[name]
     except KeyError:

@@ -58,16 +58,22 @@ def register_traits(cls: type[nn.Module] | str, traits: Traits | Callable[[], Tr
     _registry[cls if isinstance(cls, str) else _path(cls)] = traits
 
 
-def traits_of(model: nn.Module) -> Traits:
-    """The traits of the model's class or of the nearest base that has some.
+def find_traits(model: nn.Module) -> Traits | None:
+    """The traits of the model's class or of the nearest base that has some; None without any.
 
     Entry points of the group `ds_llama.models` are consulted when none is known: each is a function
-    without arguments that calls `register_traits`. Raises ModelError when there are still none.
+    without arguments that calls `register_traits`. Raises ModelError for one that does not load.
     """
     found = _find(model)
     if found is None:
         _load_entry_points()
         found = _find(model)
+    return found
+
+
+def traits_of(model: nn.Module) -> Traits:
+    """`find_traits`, for a model that must have some; ModelError otherwise."""
+    found = find_traits(model)
     if found is None:
         raise ModelError(
             f"no traits are known for {_path(type(model))}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,17 +15,16 @@ from ds_llama.errors import RunError
 
 def create(
     model: nn.Module,
-    config: dict[str, Any],
+    config: dict[str, Any] | str | None,
     *,
     optimizer: Any = None,
     model_parameters: Any = None,
     **kwargs: Any,
 ) -> tuple[Any, Any, Any, Any]:
-    """`deepspeed.initialize` over a resolved JSON; returns its four values.
+    """`deepspeed.initialize` over a checked JSON; returns its four values.
 
     Give `optimizer`, or `model_parameters` for the optimizer that the JSON names, not both.
     """
-    deepspeed.utils.logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"deepspeed\.")
         return deepspeed.initialize(

@@ -12,11 +12,13 @@ construct ──> register ──> engine
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from torch import nn
@@ -76,6 +78,7 @@ def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], tra
     if section is not None:
         offloaded = resolved.offload_optimizer is not None
         chosen = {"optimizer": optimizers.build(section, groups, offloaded=offloaded)}
+    deepspeed.utils.logger.setLevel(logging.WARNING)
     engine, *_ = engines.create(model, config, **chosen)
     engine.ds_llama = Registration(resolved, traits, recomputed, section is not None)
     return engine

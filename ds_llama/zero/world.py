@@ -11,20 +11,13 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 TIMEOUT = timedelta(minutes=30)
+_MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def join(timeout: timedelta = TIMEOUT) -> None:
-    """Join the process group that the launcher described, or a world of one without a launcher.
-
-    DeepSpeed looks for MPI when the launcher's variables are missing, and dies for want of mpi4py;
-    a plain `python train.py` is a world of one process instead.
-    """
-    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    """Join the process group that the launcher described, or a world of one without a launcher."""
+    prepare()
     if not deepspeed.comm.is_initialized():
-        _do_without_shared_memory_op()
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
             timeout=timeout,
@@ -32,13 +25,25 @@ def join(timeout: timedelta = TIMEOUT) -> None:
         )
 
 
-def _do_without_shared_memory_op() -> None:
-    """Keep DeepSpeed from compiling deepspeed_shm_comm when it makes a process group on CPU.
+def prepare() -> None:
+    """What DeepSpeed needs before it makes a process group.
 
-    That takes a minute or more, in every rank, without a word (deepspeed/comm/torch.py:207). Only
-    `inference_all_reduce` uses the op, and without it takes the group's own all-reduce.
+    Without a launcher it looks for MPI, and dies for want of mpi4py: a plain `python train.py` is a
+    world of one process instead. On CPU it compiles deepspeed_shm_comm, which takes a minute or
+    more, in every rank, without a word (deepspeed/comm/torch.py:207). Only `inference_all_reduce`
+    uses that op, and without it takes the group's own all-reduce.
     """
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not _launched() and not torch.distributed.is_initialized():
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    if not deepspeed.comm.is_initialized():
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _launched() -> bool:
+    """Whether a launcher, torch's, DeepSpeed's or MPI's, has said which rank this process is."""
+    return any(name in os.environ for name in ("RANK", "WORLD_SIZE", *_MPI_RANKS))
 
 
 def rank() -> int:

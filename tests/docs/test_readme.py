@@ -46,7 +46,9 @@ def test_run_json_is_a_run(tmp_path: Path) -> None:
         assert dl.load_run(path).train.steps == json.loads(text)["train"]["steps"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/existing-scripts.md"]
+)
 def test_links_and_paths_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     named = re.findall(r"\]\(([^)#:]+)\)", text)

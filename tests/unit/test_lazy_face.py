@@ -13,7 +13,9 @@ import ds_llama
 FACE = {
     "Llama",
     "LlamaConfig",
+    "add_config_arguments",
     "construct",
+    "init_distributed",
     "initialize",
     "load_run",
     "preset",

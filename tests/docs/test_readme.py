@@ -46,14 +46,18 @@ def test_run_json_is_a_run(tmp_path: Path) -> None:
         assert dl.load_run(path).train.steps == json.loads(text)["train"]["steps"]
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/existing-scripts.md"]
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
 )
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_and_paths_exist(page: str) -> None:
     text = (ROOT / page).read_text()
-    named = re.findall(r"\]\(([^)#:]+)\)", text)
-    named += re.findall(r"`((?:ds_llama|ds_configs|tests|launch|docs)/[\w./-]*)`", text)
-    missing = [path for path in named if not (ROOT / path).exists()]
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    named = re.findall(r"`((?:ds_llama|ds_configs|tests|launch|docs)/[\w./-]*)`", text)
+    missing = [path for path in linked if not ((ROOT / page).parent / path).exists()]
+    missing += [path for path in named if not (ROOT / path).exists()]
     assert not missing
 
 

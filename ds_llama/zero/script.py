@@ -22,7 +22,7 @@ from ds_llama.config.deepspeed import check
 from ds_llama.config.files import read_object
 from ds_llama.config.problems import at, raise_errors
 from ds_llama.errors import CallError, ConfigError
-from ds_llama.model.traits import Traits, find_traits
+from ds_llama.model.traits import find_traits
 from ds_llama.zero import engine as engines
 from ds_llama.zero import recompute, world
 
@@ -65,14 +65,15 @@ def initialize(
     content = _read(given)
     place = "config" if isinstance(given, dict) else str(given)
     _refuse_twice(content, place, optimizer=optimizer, scheduler=lr_scheduler)
-    traits = find_traits(model) or Traits()
-    _check(content, place, recomputes=traits.block_class is not None)
+    traits = find_traits(model)
+    _check(content, place, recomputes=traits is not None)
     init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),
         distributed_port=distributed_port,
         dist_init_required=dist_init_required,
     )
-    recompute.apply(model, traits, content.get("activation_checkpointing"))
+    if traits is not None:
+        recompute.apply(model, traits, content.get("activation_checkpointing"))
     return engines.create(
         model,
         _as_text(config),

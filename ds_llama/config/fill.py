@@ -11,8 +11,9 @@ from ds_llama.config.batch import Batch
 from ds_llama.config.deepspeed import BATCH_KEYS, SCHEMA
 from ds_llama.config.keys import Key, Section
 from ds_llama.config.model import LlamaConfig
+from ds_llama.config.optimizer import AdamW
 from ds_llama.config.problems import Problem
-from ds_llama.config.run import OptimizerConfig, Run
+from ds_llama.config.run import Run
 
 # Sections whose defaults are written out when the JSON has them; the others are left as they are.
 _FILLED = (
@@ -65,7 +66,7 @@ class Filling:
 
     def _optimizer(self, tree: dict[str, Any]) -> None:
         """ "auto" in optimizer and scheduler: this package's own defaults for training LLaMA."""
-        ours = OptimizerConfig()
+        ours = AdamW()
         values: dict[str, Any] = {
             "lr": ours.lr,
             "betas": list(ours.betas),

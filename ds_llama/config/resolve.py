@@ -15,9 +15,10 @@ from ds_llama.config.batch import Batch, nearest, solve
 from ds_llama.config.deepspeed import BATCH_KEYS, check
 from ds_llama.config.load import placed, warnings_of
 from ds_llama.config.model import LlamaConfig
+from ds_llama.config.optimizer import AdamW
 from ds_llama.config.problems import Problem, at, raise_errors
 from ds_llama.config.rules import Context
-from ds_llama.config.run import OptimizerConfig, RecomputeConfig, Run
+from ds_llama.config.run import RecomputeConfig, Run
 from ds_llama.errors import ConfigError, ConfigErrors
 
 _PACKAGES = ("ds_llama", "deepspeed", "torch", "transformers", "pydantic")
@@ -175,7 +176,7 @@ def _filled_run(run: Run, model: LlamaConfig, batch: Batch) -> Run:
         sizes["recompute"] = RecomputeConfig()
     train = train.model_copy(update=sizes)
     if optimizer is None and run.deepspeed.get("optimizer") is None:
-        optimizer = OptimizerConfig()
+        optimizer = AdamW()
     return run.model_copy(update={"data": data, "train": train, "optimizer": optimizer})
 
 

@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from ds_llama.config.base import Frozen, Real, Whole
 from ds_llama.config.model import NOT_ARCHITECTURE, LlamaConfig
+from ds_llama.config.optimizer import AnyOptimizer
 
 SOURCES = ("preset", "config", "pretrained")
 MODEL_KEYS = frozenset({*SOURCES, *LlamaConfig.model_fields, *NOT_ARCHITECTURE})
@@ -92,23 +93,6 @@ class DataConfig(Frozen):
         return value
 
 
-class OptimizerConfig(Frozen):
-    """AdamW and the learning rate over the run; defaults are the LLaMA papers'."""
-
-    type: Literal["AdamW"] = "AdamW"
-    lr: Real = Field(default=3e-4, ge=0)
-    betas: Annotated[
-        tuple[Annotated[Real, Field(ge=0, lt=1)], Annotated[Real, Field(ge=0, lt=1)]],
-        Strict(False),
-    ] = (0.9, 0.95)
-    eps: Real = Field(default=1e-8, gt=0)
-    weight_decay: Real = Field(default=0.1, ge=0)
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    warmup_steps: Whole = Field(default=0, ge=0)
-    min_lr_ratio: Real = Field(default=0.1, ge=0, le=1)
-    decay_steps: Positive | None = None
-
-
 class RecomputeConfig(Frozen):
     """What is recomputed in the backward pass; `activation_checkpointing` in the JSON says how."""
 
@@ -167,7 +151,7 @@ class Run(Frozen):
 
     model: ModelSource
     data: DataConfig
-    optimizer: OptimizerConfig | None = None
+    optimizer: AnyOptimizer | None = None
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

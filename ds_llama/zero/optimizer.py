@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ds_llama.config.run import OptimizerConfig
+from ds_llama.config.optimizer import OptimizerConfig
 from ds_llama.model.traits import Traits, decay_groups
 
 Groups = list[dict[str, object]]

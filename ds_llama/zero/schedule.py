@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ds_llama.config.run import OptimizerConfig
+from ds_llama.config.optimizer import OptimizerConfig
 
 Schedule = Callable[[int], float]
 """Updates made so far (0 before the first) -> learning rate of the next update."""

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ds_llama.config import LlamaConfig, load_run, preset
+from ds_llama.config.optimizer import AdamW
 from ds_llama.config.resolve import resolve
-from ds_llama.config.run import OptimizerConfig
 from ds_llama.errors import CallError, ConfigErrors
 
 
@@ -261,7 +261,7 @@ def test_a_trial_that_ends_within_its_warm_up_is_a_warning(tree):
 def test_an_override_makes_the_section_that_is_null(tree):
     tree["optimizer"] = None
     run = load_run(tree, "optimizer.lr=1e-3", "tracking.wandb.mode=offline")
-    assert run.optimizer == OptimizerConfig(lr=1e-3)
+    assert run.optimizer == AdamW(lr=1e-3)
     assert run.tracking.wandb.mode == "offline"
     assert run.tracking.wandb.project == "ds-llama"
 

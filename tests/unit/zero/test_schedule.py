@@ -10,12 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_llama.config.run import OptimizerConfig
+from ds_llama.config.optimizer import AdamW
 from ds_llama.zero import schedule
 
 
-def section(**values: object) -> OptimizerConfig:
-    return OptimizerConfig(**{"lr": 1.0, "warmup_steps": 10, "min_lr_ratio": 0.1, **values})
+def section(**values: object) -> AdamW:
+    return AdamW(**{"lr": 1.0, "warmup_steps": 10, "min_lr_ratio": 0.1, **values})
 
 
 @pytest.mark.parametrize("name", sorted(schedule.SHAPES))

@@ -48,6 +48,9 @@ class Filling:
         sizes = (self.batch.global_size, self.batch.micro_size, self.batch.accumulation_steps)
         tree.update(zip(BATCH_KEYS, sizes, strict=True))
         tree.setdefault("zero_allow_untested_optimizer", True)
+        if self.run.optimizer is not None and self.run.optimizer.type != "AdamW":
+            # An offloaded optimizer is torch's own on the host, which DeepSpeed refuses otherwise.
+            tree.setdefault("zero_force_ds_cpu_optimizer", False)
         return self._with_defaults(tree)
 
     def _precision(self, tree: dict[str, Any]) -> None:

@@ -53,11 +53,11 @@ _INSTALL = (
 )
 
 
-def needed(deepspeed: Mapping[str, Any]) -> list[str]:
+def needed(deepspeed: Mapping[str, Any], optimizer: str | None = None) -> list[str]:
     """Names of the ops that training under this DeepSpeed JSON compiles.
 
-    Without an offload there are none: the optimizer is torch's fused AdamW, unless the JSON names
-    one of DeepSpeed's own.
+    optimizer: the type that the run asks for, None for the JSON's own or the default. Only AdamW on
+    the host needs an op then: the others, and AdamW on the device, are torch's own.
     """
     zero = _section(deepspeed, "zero_optimization")
     optimizer_to = _section(zero, "offload_optimizer").get("device", "none")
@@ -65,7 +65,9 @@ def needed(deepspeed: Mapping[str, Any]) -> list[str]:
     section = _section(deepspeed, "optimizer")
     kind = str(section.get("type", "")).lower()
     names = []
-    if optimizer_to in ("cpu", "nvme"):
+    if optimizer not in (None, "AdamW"):
+        pass
+    elif optimizer_to in ("cpu", "nvme"):
         names.append(_ON_HOST.get(kind or "adamw", "cpu_adam"))
     elif kind in ("adam", "adamw") and not _section(section, "params").get("torch_adam", False):
         names.append("fused_adam")

@@ -74,7 +74,9 @@ def launch(
         if Path("/sys/class/net/lo").exists():
             # gloo would look up this host's name, which containers and laptops often cannot.
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        ops.build(ops.needed(run.deepspeed) if run is not None else [])
+        if run is not None:
+            kind = run.optimizer.type if run.optimizer is not None else None
+            ops.build(ops.needed(run.deepspeed, kind))
     else:
         assert hostfile is not None
         argv, world_size = command.multinode(arguments, hostfile, module)

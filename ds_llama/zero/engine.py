@@ -78,14 +78,19 @@ def loss_scale(engine: Any) -> float | None:
 
 
 def set_lr(engine: Any, lr: float) -> None:
-    """Learning rate of the next update, in every parameter group."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = lr
+    """Learning rate of the next update; a group's own keeps its ratio to it."""
+    # With a part of the optimizer on the device (offload_optimizer.ratio below 1) stage 3 updates
+    # that part with an AdamW of its own, whose first group nobody else tells (stage3.py:317).
+    for optimizer in (engine.optimizer, getattr(engine.optimizer, "backup_optimizer", None)):
+        for group in optimizer.param_groups if optimizer is not None else ():
+            group["lr"] = lr * group.get("lr_ratio", 1.0)
 
 
 def get_lr(engine: Any) -> float:
-    """Learning rate of the first parameter group."""
-    return float(engine.optimizer.param_groups[0]["lr"])
+    """The learning rate that each group's own is a ratio of."""
+    groups = engine.optimizer.param_groups
+    first = next((g for g in groups if g.get("lr_ratio", 1.0) == 1.0), groups[0])
+    return float(first["lr"]) / (first.get("lr_ratio", 1.0) or 1.0)
 
 
 def adam_step(engine: Any) -> int | None:

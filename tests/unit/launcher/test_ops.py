@@ -57,6 +57,12 @@ def test_needed(deepspeed: dict[str, Any], names: list[str]) -> None:
     assert ops.needed(deepspeed) == names
 
 
+def test_a_run_s_own_optimizer_of_torch_needs_none() -> None:
+    offload = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}
+    assert ops.needed(offload, "AdamW") == ["cpu_adam", "async_io"]
+    assert ops.needed(offload, "SGD") == ["async_io"]
+
+
 def test_every_op_has_a_builder() -> None:
     from deepspeed.ops import op_builder
 

@@ -75,17 +75,13 @@ def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], tra
     if section is not None:
         groups = optimizers.parameter_groups(model, traits, section, resolved.run.label)
         offloaded = resolved.offload_optimizer is not None
-<<<<<<< HEAD
-        chosen = {"optimizer": optimizers.build(section, groups, offloaded=offloaded)}
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-=======
         chosen: dict[str, Any] = {
             "optimizer": optimizers.build(section, groups, offloaded=offloaded)
         }
     else:
         groups = optimizers.json_groups(model, traits, _json_weight_decay(config))
         chosen = {"model_parameters": groups}
->>>>>>> 7bf42b0 (Train with SGD, Lion and Adagrad, and with groups by rows, as torch's own optimizers do)
+    deepspeed.utils.logger.setLevel(logging.WARNING)
     engine, *_ = engines.create(model, config, **chosen)
     engine.ds_llama = Registration(resolved, traits, recomputed, section is not None)
     return engine

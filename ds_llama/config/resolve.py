@@ -57,7 +57,7 @@ class Resolved:
             "dtype": self.dtype,
             "stage": self.stage,
             "num_parameters": self.model.num_parameters,
-            "versions": _versions(),
+            "versions": versions(),
         }
         return tree
 
@@ -186,7 +186,8 @@ def _at_deepspeed(run: Run, problem: Problem) -> ConfigError:
     return placed(problem.to_error(place, prefix), run.label, file, run.overridden)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that a run stands on, those that are installed."""
     found = {}
     for name in _PACKAGES:
         try:

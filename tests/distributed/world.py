@@ -25,13 +25,15 @@ ROOT = HERE.parents[1]
 Outcomes = dict[str, list[dict[str, Any]]]
 
 
-def launch(world: int, folder: Path, *patterns: str, timeout_s: float = 600) -> Outcomes:
-    """Run the cells of `world` processes; outcome of every cell, a list over ranks."""
+def start(world: int, folder: Path, *words: str, timeout_s: float = 600, **variables: str) -> int:
+    """`deepspeed --num_gpus WORLD words…` in `folder`, its output in log.txt there; its exit code.
+
+    `variables` are put into the environment of the ranks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(world)),
-        *("--master_addr", "127.0.0.1", "--master_port", str(_free_port())),
-        *("--module", "tests.distributed.rank", str(folder), *patterns),
+        *("--master_addr", "127.0.0.1", "--master_port", str(free_port()), *words),
     ]
     environment = os.environ | {
         "DS_ACCELERATOR": "cpu",
@@ -40,17 +42,26 @@ def launch(world: int, folder: Path, *patterns: str, timeout_s: float = 600) -> 
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "DEEPSPEED_TIMEOUT": "5",
         "TORCH_SHOW_CPP_STACKTRACES": "0",
+        **variables,
     }
     with (folder / "log.txt").open("w") as log:
-        subprocess.run(
+        return subprocess.run(
             command,
-            cwd=ROOT,
+            cwd=folder,
             env=environment,
             stdout=log,
             stderr=log,
             timeout=timeout_s,
             check=False,
-        )
+        ).returncode
+
+
+def launch(world: int, folder: Path, *patterns: str, timeout_s: float = 600) -> Outcomes:
+    """Run the cells of `world` processes; outcome of every cell, a list over ranks."""
+    start(
+        *(world, folder, "--module", "tests.distributed.rank", str(folder), *patterns),
+        timeout_s=timeout_s,
+    )
     outcomes: Outcomes = {}
     for path in sorted(folder.glob("rank-*.jsonl")):
         for line in path.read_text().splitlines():
@@ -59,7 +70,7 @@ def launch(world: int, folder: Path, *patterns: str, timeout_s: float = 600) -> 
     return outcomes
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ds_llama.checkpoint import averages
 from ds_llama.checkpoint import state as states
 from ds_llama.commit.verify import require_whole
 from ds_llama.config.model import LlamaConfig
@@ -23,21 +24,24 @@ def export_step(
     out: str | Path,
     *,
     dtype: torch.dtype | None = None,
+    ema: bool = False,
     tokenizer: Any = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
     """Write a step folder's weights to `out` as Hugging Face safetensors.
 
     dtype: the run's training dtype by default; fp32 gives the master weights themselves.
+    ema: the averaged weights instead.
     tokenizer: the run's own by default, if it is still there. Holds the master weights of the whole
     model. Nothing is unpickled before every file's size and hash are the manifest's. Raises
-    CheckpointError for a damaged checkpoint, ModelError when it is no LLaMA.
+    CheckpointError for a damaged checkpoint or one without an average, ModelError when it is no
+    LLaMA.
     """
     folder = Path(checkpoint)
     require_whole(folder)
     state = states.read(folder)
     config = LlamaConfig.from_hf(state["model"])
-    masters = read_masters(folder, state["stage"])
+    masters = averages.read(folder, state) if ema else read_masters(folder, state["stage"])
     specs = skeleton.specs_of(config, dtype or getattr(torch, state["dtype"]))
     shapes = {name: tuple(tensor.shape) for name, tensor in masters.items()}
     skeleton.require_same(specs, shapes, folder)

@@ -9,8 +9,8 @@ from ds_llama.checkpoint import checksums, ranks, rng
 from ds_llama.checkpoint import state as states
 from ds_llama.commit.verify import verify
 from ds_llama.errors import CheckpointError
+from ds_llama.zero import ema, world
 from ds_llama.zero import engine as engines
-from ds_llama.zero import world
 
 
 def resume(engine: Any, checkpoint: str | Path, resolved: Any) -> dict[str, Any]:
@@ -18,8 +18,9 @@ def resume(engine: Any, checkpoint: str | Path, resolved: Any) -> dict[str, Any]
 
     Nothing is unpickled before every file's size and hash are the manifest's. Weights, masters
     and moments are then compared with the checksums of the engine that was saved, the generators
-    set as they were. Raises CheckpointError on every rank: damaged, of another stage, world size,
-    dtype, offload or model, or not loaded as it was saved.
+    set as they were. An average (`ema`) is dropped when the run has none. Raises CheckpointError
+    on every rank: damaged, of another stage, world size, dtype, offload or model, or not loaded as
+    it was saved.
     """
     folder = Path(checkpoint).resolve()
     ranks.together(f"verifying {folder.name}", folder, lambda: _require_whole(folder))
@@ -28,6 +29,8 @@ def resume(engine: Any, checkpoint: str | Path, resolved: Any) -> dict[str, Any]
     ranks.together(f"loading {folder.name}", folder, lambda: _load(engine, folder))
     checksums.check(engine, state["checksums"], str(folder))
     ranks.together("comparing", folder, lambda: _check_counters(engine, state, folder))
+    if resolved.run.ema is None:
+        ema.drop(engine)
     rng.restore(state["ranks"][world.rank()]["rng"])
     return states.progress(state)
 

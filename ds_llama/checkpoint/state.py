@@ -6,6 +6,7 @@ loss_scale, optimizer_step
 model                                        config.json of the network, in Hugging Face's words
 run, deepspeed_sha256, versions              what it was trained with; run holds the JSON
 ranks: [{rng}, …]                            generators of every rank
+parameter_order                              stage 0: names in the order of the optimizer's groups
 checksums                                    of every parameter, master and moment (checksums.py)
 """
 
@@ -71,6 +72,7 @@ def build(
         "deepspeed_sha256": _hash(resolved.deepspeed),
         "versions": _versions(),
         "ranks": [{"rng": rng} for rng in rngs],
+        "parameter_order": engines.parameter_order(engine),
         "checksums": checksums,
     }
     reserved = ours.keys() & progress.keys()
@@ -81,7 +83,7 @@ def build(
 def progress(state: dict[str, Any]) -> dict[str, Any]:
     """What the trainer gave to `build`, and the step."""
     ours = {"format", *MATCHED, "loss_scale", "optimizer_step", "model", "run"}
-    ours |= {"deepspeed_sha256", "versions", "ranks", "checksums"}
+    ours |= {"deepspeed_sha256", "versions", "ranks", "parameter_order", "checksums"}
     return {key: value for key, value in state.items() if key not in ours}
 
 

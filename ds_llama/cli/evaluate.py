@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ds_llama.cli.loading import EmaOption
+
 
 def command(
     checkpoint: Annotated[
@@ -27,6 +29,7 @@ def command(
     max_batches: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many batches.")
     ] = None,
+    ema: EmaOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Loss per token, perplexity and the number of tokens, over every token of a shard."""
@@ -38,7 +41,7 @@ def command(
     locate(checkpoint)  # a path that is none is the first thing to say
     section = (find_run(checkpoint) or {}).get("data", {})
     shard = _shard(data, section, checkpoint)
-    loaded = load_for_inference(checkpoint)
+    loaded = load_for_inference(checkpoint, ema=ema)
     length = (
         sequence_length
         or section.get("sequence_length")
@@ -54,6 +57,7 @@ def command(
     )
     report = {
         "checkpoint": str(checkpoint),
+        "ema": ema,
         "data": shard,
         "sequence_length": length,
         **found.to_dict(),

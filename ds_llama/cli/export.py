@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from ds_llama.cli.loading import EmaOption, step_with_average
 
 
 class Dtype(str, Enum):
@@ -42,6 +45,7 @@ def command(
     dtype: DtypeOption = None,
     max_shard_size: ShardOption = "4GiB",
     tokenizer: TokenizerOption = None,
+    ema: EmaOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a checkpoint as Hugging Face safetensors that LlamaForCausalLM.from_pretrained loads.
@@ -52,14 +56,14 @@ def command(
     from ds_llama.units import parse_bytes
 
     limit = parse_bytes(max_shard_size, where="--max-shard-size")
-    found = listing.find(checkpoint)
+    found = listing.find(step_with_average(checkpoint) if ema else checkpoint)
 
     import torch
 
     from ds_llama.checkpoint.offline import export_step
     from ds_llama.weights.convert import convert_folder
 
-    write = export_step if found.kind == "step" else convert_folder
+    write = partial(export_step, ema=ema) if found.kind == "step" else convert_folder
     wanted = getattr(torch, dtype.value) if dtype else None
     write(found.path, out, dtype=wanted, tokenizer=tokenizer, max_shard_bytes=limit)
     report(found.path, out, as_json=as_json)

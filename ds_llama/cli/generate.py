@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ds_llama.cli.loading import EmaOption
+
 if TYPE_CHECKING:
     from ds_llama.data.tokenizer import Tokenizer
     from ds_llama.evals.load import Loaded
@@ -34,6 +36,7 @@ def command(
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer's file or folder; the checkpoint's own if any.")
     ] = None,
+    ema: EmaOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Write on from one or more prompts."""
@@ -42,7 +45,7 @@ def command(
     from ds_llama.evals.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, seed)
-    loaded = load_for_inference(checkpoint)
+    loaded = load_for_inference(checkpoint, ema=ema)
     coder = _open_tokenizer(tokenizer or loaded.tokenizer, checkpoint)
     prompts = [coder.encode(text, bos=coder.bos_id is not None) for text in prompt]
     new = generate(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,15 +61,31 @@ def _is_finished(run: Run, nproc: int, resume: str) -> bool:
     from ds_llama.config.resolve import resolve
     from ds_llama.data import open_data
     from ds_llama.launcher.environment import has_device
+    from ds_llama.trainer.state import TrainState
 
     resolved = resolve(run, nproc, device="cuda" if has_device() else "cpu").run
     for shards in (resolved.data.train, resolved.data.validation):
         if shards is not None:
             open_data(shards, resolved.data.sequence_length, resolved.train.seed)
-    output, steps = Path(run.output), resolved.train.steps
+    output = Path(run.output)
     newest = listing.to_resume(output / "checkpoints", resume)
-    exported = (output / "export" / "config.json").exists() or not run.checkpoint.export
-    if newest is None or steps is None or newest.step < steps or not exported:
+    exports = {"export": run.checkpoint.export, "export-ema": run.ema and run.ema.export}
+    missing = [n for n, asked in exports.items() if asked and not _is_export(output / n)]
+    if newest is None or missing:
         return False
-    print(f"{output} is finished: {newest.name} is its last step")
+    state = TrainState(
+        resolved.train.steps or sys.maxsize, early_stopping=run.evaluation.early_stopping
+    )
+    try:
+        state.restore(json.loads((newest.path / "state.json").read_bytes()))
+    except (OSError, ValueError, KeyError):
+        return False  # the ranks say what is wrong with it
+    if not state.finished:
+        return False
+    why = f": {state.ended_early}" if state.ended_early else ""
+    print(f"{output} is finished: {newest.name} is its last step{why}")
     return True
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / "config.json").exists()

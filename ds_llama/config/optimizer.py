@@ -42,18 +42,33 @@ class GroupConfig(Frozen):
     gradient_clipping: Annotated[Real, Field(gt=0)] | None = None
 
 
+class PlateauConfig(Frozen):
+    """`torch.optim.lr_scheduler.ReduceLROnPlateau` in its own words, over the validation loss."""
+
+    factor: Real = Field(default=0.5, gt=0, lt=1)
+    patience: Whole = Field(default=2, ge=0)
+    threshold: Real = Field(default=1e-4, ge=0, le=1)
+    cooldown: Whole = Field(default=0, ge=0)
+
+
 class OptimizerConfig(Frozen):
     """What every type has: the learning rate over the run, decay, groups and clipping by value."""
 
     type: Kind
     lr: Real = Field(ge=0)
     weight_decay: Real = Field(ge=0)
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "wsd", "plateau"] = "cosine"
     warmup_steps: Whole = Field(default=0, ge=0)
     min_lr_ratio: Real = Field(default=0.1, ge=0, le=1)
     decay_steps: Annotated[Whole, Field(gt=0)] | None = None
+    plateau: PlateauConfig | None = None
     groups: Annotated[tuple[GroupConfig, ...], Strict(False)] = ()
     clip_value: Annotated[Real, Field(gt=0)] | None = None
+
+    @property
+    def plateau_settings(self) -> PlateauConfig:
+        """`plateau`, or its defaults."""
+        return self.plateau or PlateauConfig()
 
     @property
     def clips_by_group(self) -> bool:

@@ -177,6 +177,8 @@ def _filled_run(run: Run, model: LlamaConfig, batch: Batch) -> Run:
     train = train.model_copy(update=sizes)
     if optimizer is None and run.deepspeed.get("optimizer") is None:
         optimizer = AdamW()
+    if optimizer is not None and optimizer.schedule == "plateau":
+        optimizer = optimizer.model_copy(update={"plateau": optimizer.plateau_settings})
     return run.model_copy(update={"data": data, "train": train, "optimizer": optimizer})
 
 

@@ -112,11 +112,30 @@ class TrainConfig(Frozen):
     recompute: RecomputeConfig | None = None
 
 
+class EarlyStoppingConfig(Frozen):
+    """End after `patience` evaluations in a row none of which is `min_delta` below the best."""
+
+    patience: Positive = 3
+    min_delta: Real = Field(default=0.0, ge=0)
+
+
 class EvaluationConfig(Frozen):
     """When the held-out shard is read; None for `every_steps` means at the end."""
 
     every_steps: Positive | None = None
     max_batches: Positive | None = None
+    early_stopping: EarlyStoppingConfig | None = None
+
+
+class EmaConfig(Frozen):
+    """Exponential moving average of the fp32 weights: what it forgets at an update, and its uses.
+
+    `evaluate` adds its loss to each validation, `export` writes OUTPUT/export-ema at the end.
+    """
+
+    decay: Real = Field(default=0.999, ge=0, lt=1)
+    evaluate: bool = False
+    export: bool = False
 
 
 class CheckpointConfig(Frozen):
@@ -154,6 +173,7 @@ class Run(Frozen):
     optimizer: AnyOptimizer | None = None
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    ema: EmaConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     deepspeed: dict[str, Any]

@@ -15,6 +15,8 @@ def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
     yield from _sequence(run, model)
     yield from _batch(run)
     yield from _schedule(run)
+    yield from _plateau(run)
+    yield from _needs_validation(run)
     yield from _optimizers(run)
 
 
@@ -81,6 +83,41 @@ def _schedule(run: Run) -> Iterator[Problem]:
             f"{names} ({used}) is more than train.steps ({run.train.steps})",
             f"train longer, or make it at most {run.train.steps}, unless this is a trial",
         )
+
+
+def _plateau(run: Run) -> Iterator[Problem]:
+    section = run.optimizer
+    if section is not None and section.plateau is not None and section.schedule != "plateau":
+        yield Problem(
+            "schedule-plateau",
+            "error",
+            "optimizer.plateau",
+            f"plateau does nothing in the schedule {section.schedule!r}",
+            'remove it, or write "schedule": "plateau"',
+        )
+
+
+def _needs_validation(run: Run) -> Iterator[Problem]:
+    """What looks at the validation loss, and whether there is one when it looks."""
+    repeated = {
+        "optimizer.schedule": run.optimizer is not None and run.optimizer.schedule == "plateau",
+        "evaluation.early_stopping": run.evaluation.early_stopping is not None,
+    }
+    once = {"ema.evaluate": run.ema is not None and run.ema.evaluate}
+    needed = [
+        ("data.validation", run.data.validation, {**repeated, **once}, '"shards/validation"'),
+        ("evaluation.every_steps", run.evaluation.every_steps, repeated, "100"),
+    ]
+    for missing, value, readers, example in needed:
+        for key in (key for key, used in readers.items() if used and value is None):
+            what = "the plateau schedule" if key == "optimizer.schedule" else key
+            yield Problem(
+                "needs-validation",
+                "error",
+                key,
+                f"{what} looks at the validation loss, and {missing} is not given",
+                f"write {missing}, for instance {example}",
+            )
 
 
 def _optimizers(run: Run) -> Iterator[Problem]:

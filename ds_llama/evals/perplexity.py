@@ -116,6 +116,8 @@ def _over_ranks(sums: torch.Tensor, device: torch.device) -> torch.Tensor:
         return sums
     shared = sums.to(device)
     dist.all_reduce(shared)
+    # A learning rate or the end of a run may hang on it: the same bits, whatever the algorithm.
+    dist.broadcast(shared, 0)
     return shared.cpu()
 
 

@@ -21,4 +21,4 @@ class Tracker(Protocol):
         """One row, in the order of its steps."""
 
     def close(self, status: str) -> None:
-        """After the last row: "finished", "stopped" (a signal) or "failed"."""
+        """After the last row: "finished", "finished early (why)", "stopped" (signal), "failed"."""

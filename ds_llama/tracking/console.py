@@ -192,7 +192,9 @@ class TimeLeft:
 
 
 def _validation(row: Row) -> str:
-    return (
+    text = (
         f"validation loss {row['validation_loss']:.4f}, "
         f"perplexity {row['validation_perplexity']:.4g}"
     )
+    average = row.get("validation_ema_loss")
+    return text if average is None else f"{text}, loss of the average {average:.4f}"

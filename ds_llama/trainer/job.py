@@ -67,7 +67,7 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
     with ExitStack() as stack:
         checkpoint = listing.to_resume(output / "checkpoints", resume)
         total, make_loader = _training_data(resolved)
-        state = TrainState(total)
+        state = TrainState(total, early_stopping=resolved.run.evaluation.early_stopping)
         if checkpoint is not None:
             state.restore(resuming.resume(engine, checkpoint.path, resolved))
         loader = make_loader(state.step)
@@ -79,7 +79,7 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
             loader,
             stack.enter_context(StopRequest()),
             Meter(resolved, _peak_flops(resolved)),
-            schedule=_schedule(resolved, total),
+            schedule=_schedule(resolved, state),
             validation=_validation(engine, resolved),
         )
         stack.callback(lambda: [tracker.close(_status(job)) for tracker in job.trackers])
@@ -126,10 +126,10 @@ def _training_data(resolved: Resolved) -> tuple[int, Callable[[int], Loader]]:
     return total, loader
 
 
-def _schedule(resolved: Resolved, total_steps: int) -> schedules.Schedule | None:
+def _schedule(resolved: Resolved, state: TrainState) -> schedules.Schedule | None:
     """The run's own schedule; None leaves the learning rate to the DeepSpeed JSON."""
     section = resolved.run.optimizer
-    return schedules.build(section, total_steps) if section else None
+    return schedules.build(section, state.total_steps, state.plateau) if section else None
 
 
 def _validation(engine: Any, resolved: Resolved) -> Callable[[], Perplexity] | None:
@@ -164,6 +164,8 @@ def _start_trackers(job: Job) -> None:
 
 
 def _status(job: Job) -> str:
+    if job.state.ended_early is not None:
+        return f"finished early ({job.state.ended_early})"
     if job.state.finished:
         return "finished"
     return "stopped" if job.state.stopped_by else "failed"

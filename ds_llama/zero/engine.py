@@ -104,6 +104,17 @@ def adam_step(engine: Any) -> int | None:
     return max(steps) if steps else None
 
 
+def parameter_order(engine: Any) -> list[str] | None:
+    """Names in the order of the optimizer's groups at stage 0, whose files number parameters only.
+
+    None at stages 1 to 3, where DeepSpeed's files have them.
+    """
+    if engine.zero_optimization_stage() > 0:
+        return None
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    return [names[id(p)] for group in engine.optimizer.param_groups for p in group["params"]]
+
+
 def gradient_norm(engine: Any) -> torch.Tensor | None:
     """Norm of the averaged gradient before clipping, at stage 0, where DeepSpeed keeps none.
 

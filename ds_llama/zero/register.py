@@ -27,9 +27,9 @@ from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.config.run import Run
 from ds_llama.errors import ConfigError, RunError
 from ds_llama.model.traits import Traits, traits_of
+from ds_llama.zero import ema, recompute, world
 from ds_llama.zero import engine as engines
 from ds_llama.zero import optimizer as optimizers
-from ds_llama.zero import recompute, world
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], tra
         chosen = {"model_parameters": groups}
     deepspeed.utils.logger.setLevel(logging.WARNING)
     engine, *_ = engines.create(model, config, **chosen)
+    if resolved.run.ema is not None:
+        ema.keep(engine, resolved.run.ema.decay)
     engine.ds_llama = Registration(resolved, traits, recomputed, section is not None)
     return engine
 

@@ -8,10 +8,20 @@ from ds_llama.trainer.hooks.finite import StopOnNonFinite
 from ds_llama.trainer.hooks.save import Save
 from ds_llama.trainer.hooks.track import Track
 from ds_llama.trainer.hooks.validate import Validate
+from ds_llama.trainer.hooks.watch import Watch
 
-__all__ = ["Export", "Hook", "Save", "StopOnNonFinite", "Track", "Validate", "default_hooks"]
+__all__ = [
+    "Export",
+    "Hook",
+    "Save",
+    "StopOnNonFinite",
+    "Track",
+    "Validate",
+    "Watch",
+    "default_hooks",
+]
 
 
 def default_hooks() -> list[Hook]:
     """Measure before the row is written, write the row before the checkpoint that covers it."""
-    return [StopOnNonFinite(), Validate(), Track(), Save(), Export()]
+    return [StopOnNonFinite(), Validate(), Watch(), Track(), Save(), Export()]

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ds_llama.trainer.hooks.base import Hook, Row
+from ds_llama.zero.ema import averaged
 
 if TYPE_CHECKING:
+    from ds_llama.evals.perplexity import Perplexity
     from ds_llama.trainer.job import Job
 
 
 class Validate(Hook):
-    """Adds `validation_loss` and `validation_perplexity` every n steps and at the end."""
+    """Adds `validation_loss` and `validation_perplexity` every n steps and at the end.
+
+    With `ema.evaluate` also `validation_ema_loss` and `validation_ema_perplexity`.
+    """
 
     def after_step(self, job: Job, row: Row) -> None:
         every = job.resolved.run.evaluation.every_steps
@@ -19,6 +24,12 @@ class Validate(Hook):
             return
         if job.state.finished or (every and job.state.step % every == 0):
             with job.meter.outside_step():
-                result = job.validation()
-            row["validation_loss"] = result.loss
-            row["validation_perplexity"] = result.perplexity
+                row |= _named("validation", job.validation())
+                ema = job.resolved.run.ema
+                if ema is not None and ema.evaluate:
+                    with averaged(job.engine):
+                        row |= _named("validation_ema", job.validation())
+
+
+def _named(name: str, result: Perplexity) -> Row:
+    return {f"{name}_loss": result.loss, f"{name}_perplexity": result.perplexity}

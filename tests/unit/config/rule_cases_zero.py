@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.unit.config.rule_words import (
     BF16,
     CPU,
+    EMA,
     FP16,
     FULL_ACCUMULATION,
     HALF_ACCUMULATION,
@@ -224,5 +225,40 @@ CASES = [
         zero(3, zero_quantized_gradients=True),
         zero(3),
         ON_CPU,
+    ),
+    (
+        "ema-place",
+        "zero_optimization.offload_optimizer.device",
+        zero(3, offload_optimizer=NVME),
+        zero(3, offload_optimizer=CPU),
+        EMA,
+    ),
+    (
+        "ema-place",
+        "zero_optimization.offload_optimizer.super_offload",
+        offload(super_offload=True),
+        offload(super_offload=False),
+        EMA,
+    ),
+    (
+        "ema-place",
+        "zero_optimization.zenflow",
+        zero(2, zenflow=ZENFLOW, offload_optimizer=CPU),
+        zero(2, offload_optimizer=CPU),
+        EMA,
+    ),
+    (
+        "ema-place",
+        "bf16.bf16_master_weights_and_grads",
+        {"bf16": {"bf16_master_weights_and_grads": True}},
+        {"bf16": {"bf16_master_weights_and_grads": False}},
+        EMA,
+    ),
+    (
+        "ema-place",
+        "fp16.fp16_master_weights_and_grads",
+        {"fp16": {"fp16_master_weights_and_grads": True}},
+        {"fp16": {"fp16_master_weights_and_grads": False}},
+        EMA,
     ),
 ]

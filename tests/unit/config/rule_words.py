@@ -36,6 +36,10 @@ RUN = {
     "dialect": "run",
     "run": load_run({"model": {"preset": "tiny"}, "data": {"train": "x"}, "train": {"steps": 9}}),
 }
+EMA = {
+    "dialect": "run",
+    "run": load_run({"model": {"preset": "tiny"}, "data": {"train": "x"}, "ema": {}}),
+}
 CONTIGUOUS = {"contiguous_memory_optimization": True}
 FULL_ACCUMULATION = {"data_types": {"grad_accum_dtype": "fp32"}}
 HALF_ACCUMULATION = {"data_types": {"grad_accum_dtype": "bf16"}}

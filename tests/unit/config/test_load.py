@@ -241,11 +241,52 @@ def test_two_optimizers_are_an_error(tree):
             "train.global_batch_size",
             "(10) is not a multiple of train.micro_batch_size (4)",
         ),
+        (
+            ["optimizer.plateau={}"],
+            "optimizer.plateau",
+            "plateau does nothing in the schedule 'cosine'",
+        ),
+        (
+            ["optimizer.schedule=plateau", "optimizer.decay_steps=3"],
+            "optimizer.decay_steps",
+            "does nothing in the schedule 'plateau'",
+        ),
+        (
+            ["optimizer.schedule=plateau", "evaluation.every_steps=5"],
+            "optimizer.schedule",
+            "the plateau schedule looks at the validation loss, and data.validation is not given",
+        ),
+        (
+            ["optimizer.schedule=plateau", "data.validation=x"],
+            "optimizer.schedule",
+            "and evaluation.every_steps is not given",
+        ),
+        (
+            ["evaluation.early_stopping={}", "data.validation=x"],
+            "evaluation.early_stopping",
+            "early_stopping looks at the validation loss, and evaluation.every_steps is not given",
+        ),
+        (
+            ["ema.evaluate=true"],
+            "ema.evaluate",
+            "ema.evaluate looks at the validation loss, and data.validation is not given",
+        ),
     ],
 )
 def test_contradictions_within_a_run(tree, overrides, where, what):
     found = errors(tree, *overrides)
     assert what in found[f"command line: {where}"].what
+
+
+def test_what_looks_at_a_validation_loss_that_is_there(tree):
+    given = ["data.validation=x", "evaluation.every_steps=5", "evaluation.early_stopping={}"]
+    run = load_run(tree, *given, "optimizer.schedule=plateau", "ema.evaluate=true")
+    assert run.evaluation.early_stopping.model_dump() == {"patience": 3, "min_delta": 0.0}
+    assert run.ema.model_dump() == {"decay": 0.999, "evaluate": True, "export": False}
+    resolved = resolve(run, 1).to_json()
+    expected = {"factor": 0.5, "patience": 2, "threshold": 1e-4, "cooldown": 0}
+    assert resolved["optimizer"]["plateau"] == expected
+    assert load_run(tree, "ema.evaluate=true", "data.validation=x").ema.evaluate  # at the end
 
 
 def test_a_trial_that_ends_within_its_warm_up_is_a_warning(tree):

@@ -16,6 +16,7 @@ _FACE = {
     "Llama": ("ds_llama.model.llama", "Llama"),
     "LlamaConfig": ("ds_llama.config.model", "LlamaConfig"),
     "add_config_arguments": ("deepspeed", "add_config_arguments"),
+    "averaged": ("ds_llama.zero.ema", "averaged"),
     "construct": ("ds_llama.trainer.build", "construct"),
     "init_distributed": ("ds_llama.zero.script", "init_distributed"),
     "initialize": ("ds_llama.zero.script", "initialize"),
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ds_llama.model.traits import register_traits
     from ds_llama.trainer.build import construct
     from ds_llama.trainer.train import train
+    from ds_llama.zero.ema import averaged
     from ds_llama.zero.register import register
     from ds_llama.zero.script import init_distributed, initialize
 
@@ -47,6 +49,7 @@ __all__ = [
     "LlamaConfig",
     "__version__",
     "add_config_arguments",
+    "averaged",
     "construct",
     "init_distributed",
     "initialize",

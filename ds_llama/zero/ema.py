@@ -15,6 +15,7 @@ in a run that is resumed from a checkpoint without one, the first update after t
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from ds_llama.zero import world
 KEY = "ema"
 _CHUNK = 1 << 22  # elements held beside the model while two tensors are exchanged: 16 MiB
 _PATIENCE_S = 10.0
+_entered = itertools.count()  # the same on every rank, which enter together
 
 
 def keep(engine: Any, decay: float) -> None:
@@ -67,13 +69,14 @@ def averaged(engine: Any) -> Iterator[None]:
     in it. Before the first update the average is the weights. Collective; an error that
     ends it restores everything if all ranks have met it.
     """
+    key = f"ds_llama/ema/failed/{next(_entered)}"
     _exchange(engine)
     try:
         _refresh(engine)
         yield
     except BaseException:
         _exchange(engine)
-        if _on_all_ranks():
+        if _on_all_ranks(key):
             _refresh(engine)
         raise
     _exchange(engine)
@@ -111,15 +114,14 @@ def _refresh(engine: Any) -> None:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def _on_all_ranks() -> bool:
-    """Whether every rank gets here within 10 s, and a collective will not wait for ever."""
+def _on_all_ranks(key: str) -> bool:
+    """Whether every rank comes here with `key` within 10 s: a collective would find them all."""
     if world.world_size() == 1:
         return True
     store = distributed_c10d._get_default_store()
-    arrived = store.add("ds_llama/ema/failed", 1)
-    wanted = -(-arrived // world.world_size()) * world.world_size()
+    arrived = store.add(key, 1)
     end = time.monotonic() + _PATIENCE_S
-    while arrived < wanted and time.monotonic() < end:
+    while arrived < world.world_size() and time.monotonic() < end:
         time.sleep(0.05)
-        arrived = store.add("ds_llama/ema/failed", 0)
-    return arrived >= wanted
+        arrived = store.add(key, 0)
+    return bool(arrived >= world.world_size())

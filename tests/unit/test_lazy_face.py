@@ -14,6 +14,7 @@ FACE = {
     "Llama",
     "LlamaConfig",
     "add_config_arguments",
+    "averaged",
     "construct",
     "init_distributed",
     "initialize",

@@ -134,6 +134,16 @@ def weights_come_back(folder: Path, **keys: Any) -> None:
     take_step(engine, window(2))
 
 
+def one_rank_that_fails_waits_for_nobody(folder: Path) -> None:
+    """Its error has to come out, so that the launcher ends the others: no collective on the way."""
+    if world.rank() == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ema, "_PATIENCE_S", 0.2)
+            assert not ema._on_all_ranks("one of two")
+    assert ema._on_all_ranks("both")
+    torch.distributed.barrier()
+
+
 def loss_with(engine: Any, weights: Masters, windows: Any) -> float:
     """What a plain model with these weights, rounded as the training's are, makes of it."""
     resolved = engine.ds_llama.resolved
@@ -272,6 +282,7 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
     for stage, precision in ((2, "fp32"), (2, "fp16"), (3, "bf16"), (3, "fp16")):
         cell = partial(skipped_updates_leave_it, stage=stage, precision=precision)
         cells[f"skipped-{precision}-stage{stage}"] = ((1,), cell)
+    cells["one-rank-fails"] = ((2,), one_rank_that_fails_waits_for_nobody)
     cells["json-optimizer"] = ((1,), under_the_jsons_own_optimizer)
     for kind in ("SGD", "Lion"):
         optimizer = {"type": kind, "lr": 1e-3, "schedule": "constant"}

@@ -58,6 +58,18 @@ def test_mistakes_of_the_call(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_holds_no_average(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for words in (["export", str(saved), str(out)], ["generate", str(saved), "--prompt", "a"]):
+        assert main([*words, "--ema"]) == 2
+        found = capsys.readouterr().err
+        assert "--ema needs a training checkpoint, and this is an exported folder" in found
+        assert "remedy: give a run, checkpoints or step folder" in found
+    assert not out.exists()
+
+
 def _edit(folder: Path, **keys: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))

@@ -48,7 +48,8 @@ class Filling:
         sizes = (self.batch.global_size, self.batch.micro_size, self.batch.accumulation_steps)
         tree.update(zip(BATCH_KEYS, sizes, strict=True))
         tree.setdefault("zero_allow_untested_optimizer", True)
-        if self.run.optimizer is not None and self.run.optimizer.type != "AdamW":
+        section = self.run.optimizer
+        if section is not None and (section.type != "AdamW" or self.run.train.reproducible):
             # An offloaded optimizer is torch's own on the host, which DeepSpeed refuses otherwise.
             tree.setdefault("zero_force_ds_cpu_optimizer", False)
         return self._with_defaults(tree)
@@ -122,7 +123,8 @@ class Filling:
         DeepSpeed's default adds in half precision, and the stages then differ among themselves.
         """
         half = next((s for s in ("bf16", "fp16") if tree.get(s, {}).get("enabled")), None)
-        if half is None or self.batch.accumulation_steps == 1:
+        exact = self.run.train.reproducible
+        if half is None or (self.batch.accumulation_steps == 1 and not exact):
             return
         if tree["zero_optimization"]["stage"] == 0 or tree[half].get(
             f"{half}_master_weights_and_grads"

@@ -110,6 +110,7 @@ class TrainConfig(Frozen):
     seed: Whole = Field(default=0, ge=0, lt=2**63)
     log_every_steps: Positive = 1
     recompute: RecomputeConfig | None = None
+    reproducible: bool = False
 
 
 class EarlyStoppingConfig(Frozen):

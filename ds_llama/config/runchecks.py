@@ -18,6 +18,7 @@ def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
     yield from _plateau(run)
     yield from _needs_validation(run)
     yield from _optimizers(run)
+    yield from _reproducible(run)
 
 
 def _length(run: Run) -> Iterator[Problem]:
@@ -118,6 +119,28 @@ def _needs_validation(run: Run) -> Iterator[Problem]:
                 f"{what} looks at the validation loss, and {missing} is not given",
                 f"write {missing}, for instance {example}",
             )
+
+
+def _reproducible(run: Run) -> Iterator[Problem]:
+    """What zero/exact.py has no exact form of."""
+    section = run.optimizer
+    if section is None or not run.train.reproducible:
+        return
+    if section.type != "AdamW":
+        yield _inexact("type", f"{section.type} has not been shown to give equal bits", "AdamW")
+    if section.clips_by_group:
+        why = "the norms of groups are summed in the order of the ranks' partitions"
+        yield _inexact("groups", why, "one norm (gradient_clipping in the DeepSpeed JSON)")
+
+
+def _inexact(key: str, why: str, instead: str) -> Problem:
+    return Problem(
+        "run-not-reproducible",
+        "error",
+        f"optimizer.{key}",
+        f"train.reproducible does not go with this optimizer.{key}: {why}",
+        f"take {instead}, or remove train.reproducible",
+    )
 
 
 def _optimizers(run: Run) -> Iterator[Problem]:

@@ -36,18 +36,18 @@ def create(
         )
 
 
-def before_update(engine: Any, hook: Callable[[Any], None]) -> None:
+def before_update(engine: Any, hook: Callable[[Any], bool | None]) -> None:
     """Call `hook(engine)` before every update, whoever's loop calls `engine.step()`.
 
     Runs on all ranks, after the last backward of a window, when the averaged gradient is in place
-    (`pieces.gradients`). Hooks run in the order in which they were given.
+    (`pieces.gradients`). Hooks run in the order in which they were given. Where one says False,
+    which all ranks have to agree on, there is no update.
     """
     update = engine._take_model_step  # the one place where an engine updates (engine.py:3505)
 
     def hooked(*args: Any, **kwargs: Any) -> None:
-        for each in engine.ds_llama_before_update:
-            each(engine)
-        update(*args, **kwargs)
+        if False not in [each(engine) for each in engine.ds_llama_before_update]:
+            update(*args, **kwargs)
 
     if not hasattr(engine, "ds_llama_before_update"):
         engine.ds_llama_before_update = []

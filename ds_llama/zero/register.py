@@ -29,6 +29,7 @@ from ds_llama.errors import ConfigError, RunError
 from ds_llama.model.traits import Traits, traits_of
 from ds_llama.zero import ema, recompute, world
 from ds_llama.zero import engine as engines
+from ds_llama.zero import exact as exactly
 from ds_llama.zero import optimizer as optimizers
 
 
@@ -40,6 +41,7 @@ class Registration:
     traits: Traits
     recomputed: bool
     client_optimizer: bool
+    exact: exactly.ExactSums | None = None
 
 
 def resolve_here(run: Run) -> Resolved:
@@ -69,14 +71,16 @@ def register(model: nn.Module, run: Run, *, traits: Traits | None = None) -> Any
 
 def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], traits: Traits) -> Any:
     """Apply the traits and call `deepspeed.initialize` with the resolved `config`."""
-    section = resolved.run.optimizer
+    section, exact = resolved.run.optimizer, resolved.run.train.reproducible
     how, what = config.get("activation_checkpointing"), resolved.run.train.recompute
     recomputed = recompute.apply(model, traits, how, what)
     if section is not None:
         groups = optimizers.parameter_groups(model, traits, section, resolved.run.label)
         offloaded = resolved.offload_optimizer is not None
         chosen: dict[str, Any] = {
-            "optimizer": optimizers.build(section, groups, offloaded=offloaded)
+            "optimizer": exactly.adamw(section, groups)
+            if exact
+            else optimizers.build(section, groups, offloaded=offloaded)
         }
     else:
         groups = optimizers.json_groups(model, traits, _json_weight_decay(config))
@@ -85,7 +89,9 @@ def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], tra
     engine, *_ = engines.create(model, config, **chosen)
     if resolved.run.ema is not None:
         ema.keep(engine, resolved.run.ema.decay)
-    engine.ds_llama = Registration(resolved, traits, recomputed, section is not None)
+    micro_batches = resolved.global_batch_size // resolved.micro_batch_size
+    sums = exactly.apply(engine, micro_batches) if exact else None
+    engine.ds_llama = Registration(resolved, traits, recomputed, section is not None, sums)
     return engine
 
 

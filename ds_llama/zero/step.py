@@ -12,6 +12,7 @@ per step, which also carries the ranks' wish to stop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,31 +60,51 @@ def take_step(engine: Any, window: Sequence[Batch], *, stop: bool = False) -> St
             where="data.train",
             remedy="check that labels are not all -100 and sequences are longer than one token",
         )
-    total = torch.zeros((), dtype=torch.float32, device=world.device())
-    for number, batch in enumerate(window, start=1):
-        inputs = {
-            name: tensor.to(total.device, non_blocking=True) for name, tensor in batch.items()
-        }
-        loss = _summed_loss(engine, inputs, valid_tokens(batch))
-        total += loss.detach()
-        engine.backward(loss * (world.world_size() / tokens), scale_wrt_gas=False)
-        if number < len(window):
-            engines.step(engine)
-    norm = engines.gradient_norm(engine)
-    scale = engines.loss_scale(engine)
-    engines.step(engine)
-    torch.distributed.all_reduce(total)
-    if norm is None:
+    exact = engine.ds_llama.exact
+    losses, norm, scale = _run(engine, window, tokens)
+    if exact is not None and exact.rejected:  # the gradients outgrew their units (`zero.exact`)
+        losses, norm, scale = _run(engine, window, tokens)
+    total = _sum_over_ranks(losses)
+    if exact is not None:
+        norm = exact.norm
+    elif norm is None:
         norm = engine.get_global_grad_norm()
     applied = engine.was_step_applied()
     return StepResult(
-        loss=float(total) / tokens,
+        loss=total / tokens,
         grad_norm=float(norm) if norm is not None and applied else None,
         clip_coef=_clip_coefficient(engine, norm) if applied else None,
         tokens=tokens,
         applied=applied,
         loss_scale=scale,
     )
+
+
+def _run(
+    engine: Any, window: Sequence[Batch], tokens: int
+) -> tuple[torch.Tensor, torch.Tensor | None, float | None]:
+    """One update from a window: its micro-batches' summed losses, its norm and loss scale."""
+    device, losses = world.device(), []
+    for number, batch in enumerate(window, start=1):
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        loss = _summed_loss(engine, inputs, valid_tokens(batch))
+        losses.append(loss.detach().float())
+        engine.backward(loss * (world.world_size() / tokens), scale_wrt_gas=False)
+        if number < len(window):
+            engines.step(engine)
+    norm, scale = engines.gradient_norm(engine), engines.loss_scale(engine)
+    engines.step(engine)
+    return torch.stack(losses), norm, scale
+
+
+def _sum_over_ranks(losses: torch.Tensor) -> float:
+    """The correctly rounded sum of every rank's losses: the same in any order of them."""
+    everyones = losses.new_empty(world.world_size() * len(losses))
+    torch.distributed.all_gather_into_tensor(everyones, losses)
+    try:
+        return math.fsum(everyones.tolist())
+    except (OverflowError, ValueError):  # infinities
+        return math.nan
 
 
 def _summed_loss(engine: Any, inputs: Batch, tokens: int) -> torch.Tensor:

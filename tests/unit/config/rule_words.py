@@ -40,6 +40,17 @@ EMA = {
     "dialect": "run",
     "run": load_run({"model": {"preset": "tiny"}, "data": {"train": "x"}, "ema": {}}),
 }
+REPRODUCIBLE = {
+    "dialect": "run",
+    "run": load_run(
+        {
+            "model": {"preset": "tiny"},
+            "data": {"train": "x"},
+            "optimizer": {},
+            "train": {"reproducible": True},
+        }
+    ),
+}
 CONTIGUOUS = {"contiguous_memory_optimization": True}
 FULL_ACCUMULATION = {"data_types": {"grad_accum_dtype": "fp32"}}
 HALF_ACCUMULATION = {"data_types": {"grad_accum_dtype": "bf16"}}

@@ -237,6 +237,19 @@ def test_two_optimizers_are_an_error(tree):
         (["train.steps=10", "train.epochs=2"], "train.epochs", "both say how long to train"),
         (["optimizer.decay_steps=3"], "optimizer.decay_steps", "does nothing in the schedule"),
         (
+            ["optimizer.type=Lion", "train.reproducible=true"],
+            "optimizer.type",
+            "Lion has not been shown to give equal bits",
+        ),
+        (
+            [
+                'optimizer.groups=[{"parameters": ["*"], "gradient_clipping": 1.0}]',
+                "train.reproducible=true",
+            ],
+            "optimizer.groups",
+            "the norms of groups are summed in the order of the ranks' partitions",
+        ),
+        (
             ["train.global_batch_size=10", "train.micro_batch_size=4"],
             "train.global_batch_size",
             "(10) is not a multiple of train.micro_batch_size (4)",

@@ -12,7 +12,17 @@ from ds_llama.config.deepspeed import check
 from ds_llama.config.problems import Problem
 from ds_llama.config.rules import Context
 from tests.unit.config.rule_cases import CASES
-from tests.unit.config.rule_words import BF16, CPU, ON_CPU, TINY, adam, scheduler, zero
+from tests.unit.config.rule_words import (
+    BF16,
+    CPU,
+    FP16,
+    ON_CPU,
+    REPRODUCIBLE,
+    TINY,
+    adam,
+    scheduler,
+    zero,
+)
 
 
 def identity(case):
@@ -79,6 +89,12 @@ def words(deepspeed, **known):
     return {p.code: f"{p.message} | {p.remedy}" for p in check(deepspeed, **known)}
 
 
+def test_reproducible_needs_a_power_of_two_of_ranks():
+    assert "not-reproducible" not in words({}, **REPRODUCIBLE, world_size=4)
+    text = words({}, **REPRODUCIBLE, world_size=6)["not-reproducible"]
+    assert "a division by 6 rounds | take 4 or 8 ranks" in text
+
+
 def test_messages_carry_the_numbers():
     text = words({"train_batch_size": 7, **zero(3), "train_micro_batch_size_per_gpu": 2})
     assert "train_batch_size (7) is not a multiple of" in text["batch-product"]
@@ -91,4 +107,9 @@ def test_messages_carry_the_numbers():
     assert "did you mean 'AdamW'?" in words(adam("AdmW"))["optimizer-type"]
     assert "did you mean 'WarmupLR'?" in words(scheduler("WarmupLr"))["scheduler-type"]
     assert "take stage 3" in words(zero(2, offload_param=CPU))["no-effect-at-stage"]
+    text = words({**FP16, **zero(2)}, **REPRODUCIBLE)["not-reproducible"]
+    assert text == (
+        "train.reproducible does not go with fp16.enabled: its loss scale changes what is rounded"
+        " | remove it, or remove train.reproducible from the run"
+    )
     assert "take stage 1 or 2" in words(zero(3, round_robin_gradients=True))["no-effect-at-stage"]

@@ -19,6 +19,7 @@ def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
     yield from _needs_validation(run)
     yield from _optimizers(run)
     yield from _reproducible(run)
+    yield from _recompute(run)
 
 
 def _length(run: Run) -> Iterator[Problem]:
@@ -141,6 +142,20 @@ def _inexact(key: str, why: str, instead: str) -> Problem:
         f"train.reproducible does not go with this optimizer.{key}: {why}",
         f"take {instead}, or remove train.reproducible",
     )
+
+
+def _recompute(run: Run) -> Iterator[Problem]:
+    what, section = run.train.recompute, "activation_checkpointing"
+    if what is None:
+        return
+    if section in run.deepspeed and run.deepspeed[section] is None:
+        yield Problem(
+            "recompute-without-section",
+            "error",
+            "train.recompute",
+            f"train.recompute says what is recomputed, and {section} in the DeepSpeed JSON is null",
+            "make train.recompute null too, or remove the null",
+        )
 
 
 def _optimizers(run: Run) -> Iterator[Problem]:

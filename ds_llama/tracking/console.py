@@ -97,6 +97,10 @@ class ConsoleTracker:
             figures.append(f"grad norm {row['grad_norm']:.3g}")
         if isinstance(row.get("lr"), float):
             figures.append(f"lr {row['lr']:.2e}")
+        if isinstance(row.get("loss_scale"), float):
+            figures.append(f"loss scale {row['loss_scale']:g}")
+        if row.get("skipped_steps"):
+            figures.append(f"{row['skipped_steps']} skipped")
         if row.get("skipped"):
             figures.append("skipped")
         return figures

@@ -25,7 +25,7 @@ def run_steps(job: Job) -> None:
         if result is None:
             state.stopped_by = job.stop.signum or signal.SIGTERM
             break
-        state.advance(result.tokens, job.resolved.global_batch_size)
+        state.advance(result.tokens, job.resolved.global_batch_size, applied=result.applied)
         row = meter.row(state, result, lr)
         for hook in job.hooks:
             hook.after_step(job, row)

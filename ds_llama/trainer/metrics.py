@@ -61,6 +61,7 @@ class Meter:
             "clip_coef": result.clip_coef,
             "loss_scale": result.loss_scale,
             "skipped": not result.applied,
+            "skipped_steps": state.skipped_steps,
             "tokens_seen": state.tokens_seen,
             "tokens_per_s": per_s,
             "tokens_per_s_per_device": per_device,

@@ -44,6 +44,7 @@ class TrainState:
     step: int = 0
     tokens_seen: int = 0
     samples_seen: int = 0
+    skipped_steps: int = 0
     saved_step: int = 0
     stopped_by: int | None = None
     plateau: Plateau = field(default_factory=Plateau)
@@ -62,8 +63,9 @@ class TrainState:
             return None
         return self.patience.exhausted(self.early_stopping)
 
-    def advance(self, tokens: int, samples: int) -> None:
+    def advance(self, tokens: int, samples: int, *, applied: bool = True) -> None:
         """Count one step of `tokens` valid tokens out of `samples` sequences."""
+        self.skipped_steps += not applied
         self.step += 1
         self.tokens_seen += tokens
         self.samples_seen += samples
@@ -81,3 +83,4 @@ class TrainState:
         self.samples_seen = saved["samples_seen"]
         self.plateau = Plateau(**saved.get("plateau", {}))
         self.patience = Patience(**saved.get("patience", {}))
+        self.skipped_steps = saved.get("skipped_steps", 0)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ds_llama.errors import RunError
+from ds_llama.zero import nonfinite
 
 
 def create(
@@ -56,7 +57,7 @@ def before_update(engine: Any, hook: Callable[[Any], bool | None]) -> None:
 
 
 def step(engine: Any) -> None:
-    """`engine.step()`; RunError where fp16's loss scale cannot get any smaller."""
+    """`engine.step()`; RunError, on all ranks, where fp16's loss scale cannot get any smaller."""
     try:
         engine.step()
     except Exception as error:
@@ -64,7 +65,8 @@ def step(engine: Any) -> None:
         if "loss scale already at minimum" not in str(error):
             raise
         raise RunError(
-            "fp16 overflows at the smallest loss scale, so no update can be made",
+            "fp16 overflows at the smallest loss scale, so no update can be made: "
+            f"{nonfinite.first(engine)} is not finite",
             where="deepspeed:fp16",
             remedy="lower optimizer.lr, use bf16 instead, or look at the data of these steps",
         ) from error
@@ -75,6 +77,11 @@ def loss_scale(engine: Any) -> float | None:
     if not engine.fp16_enabled():
         return None
     return float(engine.optimizer.cur_scale if hasattr(engine.optimizer, "cur_scale") else 1.0)
+
+
+def scale_is_dynamic(engine: Any) -> bool:
+    """Whether fp16's loss scale is lowered at each overflow, so that skipped updates may end."""
+    return bool(engine.fp16_enabled() and engine.dynamic_loss_scale())
 
 
 def set_lr(engine: Any, lr: float) -> None:

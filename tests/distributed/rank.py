@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -20,8 +21,10 @@ def main(folder: Path, patterns: list[str]) -> None:
     # DeepSpeed refuses fp16 where oneDNN has no fast kernels for it; torch's own compute it anyway.
     get_accelerator().is_fp16_supported = lambda: True
     world.join()
+    cells = cells_of(world.world_size(), patterns)
+    gc.freeze()  # an Account collects garbage often, which need not look at every module each time
     with (folder / f"rank-{world.rank()}.jsonl").open("w") as out:
-        for name, cell in cells_of(world.world_size(), patterns).items():
+        for name, cell in cells.items():
             start = time.perf_counter()
             error = None
             try:

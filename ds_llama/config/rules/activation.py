@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ds_llama.config.problems import Problem
+from ds_llama.config.problems import Problem, Severity
 from ds_llama.config.rules import Context
 
 _SECTION = "activation_checkpointing"
+_CONTIGUOUS = f"{_SECTION}.contiguous_memory_optimization"
+_NUMBER = f"{_SECTION}.number_checkpoints"
+_PARTITION = f"{_SECTION}.partition_activations"
 
 
 def only_if_called(context: Context) -> Iterator[Problem]:
@@ -23,51 +26,84 @@ def only_if_called(context: Context) -> Iterator[Problem]:
 
 
 def contiguous(context: Context) -> Iterator[Problem]:
-    """checkpointing.py:1229-1231 assert both."""
-    key = f"{_SECTION}.contiguous_memory_optimization"
-    if not context.get(key, False):
+    """checkpointing.py:1229-1231 assert both; :419 runs out of buffers."""
+    number = context.get(_NUMBER)
+    if not context.get(_CONTIGUOUS, False):
+        if number is not None:
+            yield Problem(
+                "number-alone",
+                _severity(context),
+                _NUMBER,
+                "number_checkpoints does nothing without contiguous_memory_optimization, whose "
+                "buffers it counts",
+                "remove it",
+            )
         return
-    if not context.get(f"{_SECTION}.partition_activations", False):
+    if not context.get(_PARTITION, False):
         yield Problem(
             "contiguous-without-partition",
             "error",
-            key,
+            _CONTIGUOUS,
             "contiguous_memory_optimization needs partition_activations",
             "turn both on, or this one off",
         )
-    if not context.get(f"{_SECTION}.number_checkpoints"):
+    needed = _recomputed_parts(context)
+    if number is None:
         yield Problem(
             "contiguous-without-number",
             "error",
-            f"{_SECTION}.number_checkpoints",
+            _NUMBER,
             "contiguous_memory_optimization needs number_checkpoints",
-            "write the number of blocks, or turn contiguous_memory_optimization off",
+            f"write {needed or 'the number of blocks'}, or turn contiguous_memory_optimization off",
+        )
+    elif needed is not None and number < needed:
+        yield Problem(
+            "too-few-buffers",
+            "error",
+            _NUMBER,
+            f"number_checkpoints ({number:g}) is less than the {needed} parts of the model that "
+            "are recomputed, and DeepSpeed keeps a buffer for each",
+            f"write {needed}",
         )
 
 
 def host_without_partition(context: Context) -> Iterator[Problem]:
-    """Device and host are one on a CPU: the recomputed forward reads what was overwritten."""
+    """Device and host are one on a CPU: at best nothing happens, at worst (without partitions) the
+    recomputed forward reads what was emptied (checkpointing.py:476)."""
     key = f"{_SECTION}.cpu_checkpointing"
-    partitioned = context.get(f"{_SECTION}.partition_activations", False)
-    if context.device == "cpu" and context.get(key, False) and not partitioned:
+    if context.device == "cpu" and context.get(key, False):
         yield Problem(
             "host-checkpointing-on-cpu",
             "error",
             key,
-            "cpu_checkpointing without partition_activations breaks the recomputed forward on CPU, "
-            "where device and host are one",
-            "turn it off, or partition_activations on",
+            "cpu_checkpointing moves activations from the device to the host, which are one on a "
+            "CPU: DeepSpeed would copy them for nothing, or lose them",
+            "turn it off where there is no GPU",
         )
 
 
 def partition_alone(context: Context) -> Iterator[Problem]:
-    key = f"{_SECTION}.partition_activations"
-    if context.get(key, False) and context.get("tensor_parallel.autotp_size", 0) <= 1:
+    """A script may give `mpu` to DeepSpeed's configure; a run has `tensor_parallel` for that."""
+    alone = context.get("tensor_parallel.autotp_size", 0) <= 1
+    if context.get(_PARTITION, False) and not context.get(_CONTIGUOUS, False) and alone:
         yield Problem(
             "partition-alone",
-            "warning",
-            key,
+            _severity(context),
+            _PARTITION,
             "partition_activations does nothing without tensor parallelism: there is no one to "
             "share the activations with",
             "leave it out",
         )
+
+
+def _severity(context: Context) -> Severity:
+    """What does nothing is refused in a run, and pointed out in a script's JSON."""
+    return "error" if context.dialect == "run" else "warning"
+
+
+def _recomputed_parts(context: Context) -> int | None:
+    """How many parts of the model a run recomputes in each forward pass."""
+    if context.run is None or context.model is None:
+        return None
+    what = context.run.train.recompute
+    return -(-context.model.num_hidden_layers // (what.every if what else 1))

@@ -128,10 +128,24 @@ CASES = [
         {},
     ),
     (
+        "number-alone",
+        "activation_checkpointing.number_checkpoints",
+        ckpt(number_checkpoints=2),
+        ckpt(**CONTIGUOUS, number_checkpoints=2, partition_activations=True),
+        {},
+    ),
+    (
+        "too-few-buffers",
+        "activation_checkpointing.number_checkpoints",
+        ckpt(**CONTIGUOUS, number_checkpoints=1, partition_activations=True),
+        ckpt(**CONTIGUOUS, number_checkpoints=2, partition_activations=True),
+        {**RUN, **TINY},
+    ),
+    (
         "host-checkpointing-on-cpu",
         "activation_checkpointing.cpu_checkpointing",
-        ckpt(cpu_checkpointing=True),
         ckpt(cpu_checkpointing=True, partition_activations=True),
+        ckpt(cpu_checkpointing=False),
         ON_CPU,
     ),
     (
@@ -139,6 +153,13 @@ CASES = [
         "activation_checkpointing.partition_activations",
         ckpt(partition_activations=True),
         {**ckpt(partition_activations=True), "tensor_parallel": {"autotp_size": 2}},
+        {},
+    ),
+    (
+        "partition-alone",
+        "activation_checkpointing.partition_activations",
+        ckpt(partition_activations=True),
+        ckpt(**CONTIGUOUS, number_checkpoints=2, partition_activations=True),
         {},
     ),
     (

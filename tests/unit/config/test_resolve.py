@@ -219,6 +219,18 @@ def test_a_section_can_be_taken_away(tree):
     assert "activation_checkpointing" not in gone.deepspeed
 
 
+def test_what_is_recomputed_brings_the_section_that_says_how(tree):
+    found = resolved(tree, "train.recompute.part=mlp", "train.recompute.every=2")
+    assert found.deepspeed["activation_checkpointing"]["partition_activations"] is False
+    assert found.to_json()["train"]["recompute"] == {"part": "mlp", "every": 2}
+    tree["deepspeed"] = {"activation_checkpointing": {}}
+    found = resolved(tree)
+    assert found.to_json()["train"]["recompute"] == {"part": "block", "every": 1}
+    tree["train"] = {"recompute": {}}
+    with pytest.raises(ConfigErrors, match="recompute says what is recomputed, and activation_"):
+        resolved(tree, "deepspeed.activation_checkpointing=null")
+
+
 def test_short_names_of_stage_3_keys_become_the_documented_ones(tree):
     tree["deepspeed"] = {"zero_optimization": {"stage": 3, "max_live_parameters": 5}}
     zero = resolved(tree).deepspeed["zero_optimization"]

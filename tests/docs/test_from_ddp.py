@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.cells.from_ddp import programs
+
 PAGE = (Path(__file__).parents[2] / "docs" / "from-ddp.md").read_text()
+Shares = list[Callable[[int], float]]
 STAGES = ("DDP", "stage 1", "stage 2", "stage 3")
 
 
@@ -36,7 +39,7 @@ def shares(
 @pytest.mark.parametrize(
     ("number", "expected"), [(0, shares(2, 2, 4, 4)), (1, shares(4, 4, 4, 0))], ids=["bf16", "fp32"]
 )
-def test_memory(number: int, expected: list[Callable[[int], float]]) -> None:
+def test_memory(number: int, expected: Shares) -> None:
     rows = tables()[number]
     assert [row[0] for row in rows] == list(STAGES)
     for row, share in zip(rows, expected, strict=True):
@@ -58,6 +61,14 @@ def test_traffic() -> None:
 
 def test_the_drawing_is_the_table() -> None:
     [drawing] = re.findall(r"```\n( +rank 0.*?)```", PAGE, re.S)
-    whole = [line.split()[-5:] for line in drawing.splitlines() if "####" in line]
+    whole = [line for line in drawing.splitlines() if "####" in line]
     split = [line for line in drawing.splitlines() if ".#.." in line]
     assert (len(whole), len(split)) == (3 + 2 + 1, 1 + 2 + 3)
+
+
+def test_every_diff_applies(tmp_path: Path) -> None:
+    found = [path.read_text() for path in programs(tmp_path)]
+    assert len(found) == 5
+    assert all(compile(text, "train.py", "exec") for text in found)
+    assert "DistributedDataParallel" in found[0]
+    assert "dl.register(model, run)" in found[-1]

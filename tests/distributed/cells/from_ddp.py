@@ -29,22 +29,20 @@ def programs(folder: Path) -> list[Path]:
     [listing] = re.findall(r"```python\n(.*?)```", text, re.S)
     diffs = re.findall(r"```diff\n(.*?)```", text, re.S)
     paths = [folder / f"{number}.py" for number in range(len(diffs) + 1)]
-    if world.rank() == 0:
-        folder.mkdir(parents=True)
-        paths[0].write_text(listing)
-        for old, new, diff in zip(paths, paths[1:], diffs, strict=False):
-            command = ["patch", "--quiet", "--fuzz=0", "--output", str(new), str(old)]
-            subprocess.run(command, input=diff, text=True, check=True)
-    dist.barrier()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths[0].write_text(listing)
+    for old, new, diff in zip(paths, paths[1:], diffs, strict=False):
+        command = ["patch", "--quiet", "--fuzz=0", "--output", str(new), str(old)]
+        subprocess.run(command, input=diff, text=True, check=True)
     return paths
 
 
 def run(path: Path) -> Program:
-    """The program's globals, in a folder of its own, with what it saved there.
+    """The program's globals, in a folder that the ranks share, with what it saved there.
 
     All cells share one process group, so a program finds one and leaves it.
     """
-    folder = path.with_suffix("")
+    folder = path.parents[1] / path.stem
     folder.mkdir(exist_ok=True)
     before = Path.cwd()
     os.chdir(folder)
@@ -90,7 +88,7 @@ def held_bytes(program: Program) -> float:
 
 
 def every_step_trains_the_same(folder: Path) -> None:
-    paths = programs(folder)
+    paths = programs(folder / f"rank{world.rank()}")
     steps = [run(path) for path in paths]
     for number, program in enumerate(steps):
         far = differences(steps[0], program)
@@ -105,16 +103,12 @@ def every_step_trains_the_same(folder: Path) -> None:
 
 def a_loss_divided_twice_is_seen(folder: Path) -> None:
     """What the page warns of; AdamW and clipping hide most of it in the losses."""
-    paths = programs(folder)
-    wrong = folder / "wrong.py"
-    if world.rank() == 0:
-        text = paths[2].read_text()
-        assert text.count("engine.backward(loss)") == 1
-        wrong.write_text(
-            text.replace("engine.backward(loss)", "engine.backward(loss / ACCUMULATION)")
-        )
-    dist.barrier()
-    assert differences(run(paths[0]), run(wrong))["norms"] > 0.1
+    paths = programs(folder / f"rank{world.rank()}")
+    right, line = paths[2].read_text(), "engine.backward(loss)"
+    assert right.count(line) == 1
+    wrong = paths[2].with_stem("wrong")
+    wrong.write_text(right.replace(line, "engine.backward(loss / ACCUMULATION)"))
+    assert differences(run(paths[2]), run(wrong))["norms"] > 0.1
 
 
 CELLS = {

@@ -1,0 +1,155 @@
+"""fp16's loss scale, what stops a run that overflows for ever, and sums of gradients in fp32."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ds_llama.checkpoint.resume import resume
+from ds_llama.checkpoint.save import save
+from ds_llama.errors import RunError
+from ds_llama.trainer.build import construct
+from ds_llama.trainer.hooks.finite import PATIENCE_STEPS, StopOnNonFinite
+from ds_llama.zero import world
+from ds_llama.zero.register import register
+from ds_llama.zero.step import StepResult, take_step
+from tests.distributed.runs import global_batch, make_run, split
+
+CULPRIT = "model.layers.1.mlp.up_proj.weight"
+
+
+def engine_of(folder: Path, **keys: Any) -> Any:
+    run = make_run(folder, world=world.world_size(), **keys)
+    return register(construct(run), run)
+
+
+def step(engine: Any, *, overflow: bool = False, number: int = 0) -> StepResult:
+    """One step; with `overflow` the last rank's gradients of CULPRIT and of a later one are inf."""
+    size, handles = world.world_size(), []
+    if overflow and world.rank() == size - 1:
+        parameters = dict(engine.module.named_parameters())
+        for name in ("lm_head.weight", CULPRIT):
+            hook = partial(torch.full_like, fill_value=math.inf)
+            handles.append(parameters[name].register_hook(hook))
+    rows = 2 * engine.gradient_accumulation_steps()
+    result = take_step(engine, split(global_batch(number, rows * size), 2, world.rank(), size))
+    for handle in handles:
+        handle.remove()
+    assert result is not None
+    return result
+
+
+def said_by_all(action: Callable[[], Any]) -> RunError:
+    """The RunError that `action` raises, in the same words on all ranks."""
+    with pytest.raises(RunError) as caught:
+        action()
+    words: list[Any] = [None] * world.world_size()
+    torch.distributed.all_gather_object(words, str(caught.value))
+    assert len(set(words)) == 1, words
+    return caught.value
+
+
+def fp16(**keys: Any) -> dict[str, Any]:
+    return {"fp16": {"enabled": True, **keys}}
+
+
+def scales(engine: Any, overflows: Sequence[bool]) -> list[float | None]:
+    """The scale of each step; an update is skipped exactly where its gradient overflows."""
+    found = []
+    for overflow in overflows:
+        result = step(engine, overflow=overflow)
+        assert result.applied is not overflow
+        found.append(result.loss_scale)
+    return found
+
+
+def falls_to_its_end(folder: Path, *, stage: int, offload: str = "none") -> None:
+    """Hysteresis 2: the second overflow halves the scale, as do all later ones, down to its end."""
+    keys = {"initial_scale_power": 4, "hysteresis": 2, "min_loss_scale": 4}
+    engine = engine_of(folder, stage=stage, offload=offload, deepspeed=fp16(**keys))
+    assert scales(engine, [False, True, True, True]) == [16, 16, 16, 8]
+    error = said_by_all(lambda: step(engine, overflow=True))
+    assert re.search(
+        rf"smallest loss scale, so no update can be made: the gradient of {CULPRIT} "
+        r"\(rank \d\) is not finite",
+        str(error),
+    )
+    assert "use bf16" in error.remedy
+
+
+def keys_of_the_dynamic_scale(folder: Path) -> None:
+    """Growth after a window of good steps; a good step restores hysteresis only when asked to."""
+    window = {"initial_scale_power": 4, "loss_scale_window": 2, "hysteresis": 1}
+    engine = engine_of(folder, deepspeed=fp16(**window))
+    assert scales(engine, [False] * 6) == [16, 16, 16, 32, 32, 64]
+    pattern = [True, False, True, False]
+    for consecutive, expected in ((False, [16, 16, 16, 8]), (True, [16, 16, 16, 16])):
+        keys = {"initial_scale_power": 4, "consecutive_hysteresis": consecutive}
+        engine = engine_of(folder, deepspeed=fp16(**keys))
+        assert scales(engine, pattern) == expected, consecutive
+
+
+def goes_on_from_a_checkpoint(folder: Path) -> None:
+    """Scale and used-up hysteresis are restored: the next overflow halves, as it would have."""
+    engine = engine_of(folder, deepspeed=fp16(initial_scale_power=4))
+    assert scales(engine, [False, True]) == [16, 16]
+    resolved = engine.ds_llama.resolved
+    progress = {"step": 2, "skipped_steps": 1}
+    kept = save(engine, folder / "checkpoints", 2, progress, resolved)
+    fresh = engine_of(folder, deepspeed=fp16(initial_scale_power=4))
+    assert resume(fresh, kept, resolved) == progress
+    assert scales(fresh, [True, False]) == [16, 8]
+
+
+def stops_in_patience(folder: Path, *, good: int, **keys: Any) -> None:
+    """Skipped three times in a row: the error names the first parameter; before that nothing."""
+    engine = engine_of(folder, **keys)
+    run = SimpleNamespace(output="runs/x")
+    job = SimpleNamespace(
+        engine=engine, state=SimpleNamespace(step=1), resolved=SimpleNamespace(run=run)
+    )
+    hook = StopOnNonFinite()
+    hook.before_training(job)
+
+    def one(overflow: bool) -> None:
+        result = step(engine, overflow=overflow)
+        assert result.applied is not overflow
+        row = {"loss": result.loss, "skipped": overflow, "loss_scale": result.loss_scale}
+        hook.after_step(job, row)
+
+    for overflow in (*[False] * good, *[True] * (PATIENCE_STEPS - 1), False):
+        one(overflow)
+    for _ in range(PATIENCE_STEPS - 1):
+        one(True)
+    error = said_by_all(lambda: one(True))
+    assert re.search(
+        rf"skipped in a row: the gradient of {CULPRIT} \(rank \d\) is not finite", str(error)
+    )
+
+
+CELLS: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {
+    "scale-falls-stage1": ((2,), partial(falls_to_its_end, stage=1)),
+    "scale-falls-stage2": ((1,), partial(falls_to_its_end, stage=2)),
+    "scale-falls-stage2-offload": ((2,), partial(falls_to_its_end, stage=2, offload="optimizer")),
+    "scale-falls-stage3": ((2,), partial(falls_to_its_end, stage=3)),
+    "scale-falls-stage3-offload": ((1,), partial(falls_to_its_end, stage=3, offload="all")),
+    "scale-keys": ((1,), keys_of_the_dynamic_scale),
+    "scale-resumes": ((1,), goes_on_from_a_checkpoint),
+    "patience-static": (
+        (2,),
+        partial(stops_in_patience, good=1, deepspeed=fp16(loss_scale=128.0)),
+    ),
+    "patience-bf16-stage1": (
+        (2,),
+        partial(stops_in_patience, good=0, stage=1, precision="bf16", accumulation=2),
+    ),
+    "patience-fp32-stage3": ((2,), partial(stops_in_patience, good=0, stage=3)),
+}

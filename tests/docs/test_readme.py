@@ -11,6 +11,7 @@ import pytest
 
 import ds_llama as dl
 from ds_llama.cli import commands
+from ds_llama.config.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -44,6 +45,29 @@ def test_run_json_is_a_run(tmp_path: Path) -> None:
         path = tmp_path / "run.json"
         path.write_text(text)
         assert dl.load_run(path).train.steps == json.loads(text)["train"]["steps"]
+
+
+def fragments() -> list[tuple[str, str]]:
+    """The rows of the table of keys: a fragment of JSON, and whether it is the DeepSpeed JSON's."""
+    table = README[README.index("More that a run can say") :].split("\n\n")[1]
+    found = re.findall(r"^\| `(.+?)`( in the DeepSpeed JSON)? \|", table, flags=re.MULTILINE)
+    assert len(found) == len(table.splitlines()) - 2
+    return found
+
+
+@pytest.mark.parametrize(("fragment", "place"), fragments(), ids=lambda value: value[:30])
+def test_table_of_keys_is_accepted(fragment: str, place: str) -> None:
+    [text] = blocks("json")
+    run = json.loads(text) | {"deepspeed": {"zero_optimization": {"stage": 2}}}
+    run["evaluation"] = {"every_steps": 100}
+    section = json.loads(f"{{{fragment}}}")
+    target = run["deepspeed"] if place else run
+    for name, value in section.items():
+        target[name] = (target.get(name) or {}) | value
+    if run["optimizer"].get("type"):
+        run["optimizer"] = section["optimizer"]
+    resolved = resolve(dl.load_run(run), 2)
+    assert resolved.stage == 2
 
 
 PAGES = sorted(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig as HFConfig
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Trainer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from ds_llama.config import LlamaConfig
@@ -57,6 +57,14 @@ def test_every_parameter_is_in_one_group(which: int) -> None:
     }
     assert all(parameter.dim() == 2 for parameter in decayed)
     assert len(decayed) + len(undecayed) == len(names)
+
+
+def test_what_decays_in_hugging_faces_model_is_what_its_trainer_decays() -> None:
+    model = models()[1]
+    decayed, _ = decay_groups(model, traits_of(model))
+    names = {id(p): n for n, p in model.named_parameters()}
+    theirs = Trainer.get_decay_parameter_names(None, model)
+    assert {names[id(p)] for p in decayed} == set(theirs)
 
 
 def test_classes_of_both_models() -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from ds_llama.checkpoint import ranks
-from ds_llama.checkpoint.fingerprint import MODULUS, fingerprint
 from ds_llama.errors import CheckpointError
 from ds_llama.zero import world
+from ds_llama.zero.fingerprint import MODULUS, fingerprint
 from ds_llama.zero.pieces import pieces
 
 Sums = dict[tuple[str, str], int]

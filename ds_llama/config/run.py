@@ -111,6 +111,7 @@ class TrainConfig(Frozen):
     log_every_steps: Positive = 1
     recompute: RecomputeConfig | None = None
     reproducible: bool = False
+    check_replicas_every_steps: Positive | None = None
 
 
 class EarlyStoppingConfig(Frozen):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from ds_llama.trainer.hooks.base import Hook
 from ds_llama.trainer.hooks.export import Export
 from ds_llama.trainer.hooks.finite import StopOnNonFinite
+from ds_llama.trainer.hooks.replicas import CheckReplicas
 from ds_llama.trainer.hooks.save import Save
 from ds_llama.trainer.hooks.track import Track
 from ds_llama.trainer.hooks.validate import Validate
 from ds_llama.trainer.hooks.watch import Watch
 
 __all__ = [
+    "CheckReplicas",
     "Export",
     "Hook",
     "Save",
@@ -24,4 +26,4 @@ __all__ = [
 
 def default_hooks() -> list[Hook]:
     """Measure before the row is written, write the row before the checkpoint that covers it."""
-    return [StopOnNonFinite(), Validate(), Watch(), Track(), Save(), Export()]
+    return [CheckReplicas(), StopOnNonFinite(), Validate(), Watch(), Track(), Save(), Export()]

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_llama.checkpoint import fingerprint as module
-from ds_llama.checkpoint.fingerprint import MODULUS, fingerprint
+from ds_llama.zero import fingerprint as module
+from ds_llama.zero.fingerprint import MODULUS, fingerprint
 
 SIZE = 3 * module._BLOCK + 1000
 

@@ -48,10 +48,7 @@ class Filling:
         sizes = (self.batch.global_size, self.batch.micro_size, self.batch.accumulation_steps)
         tree.update(zip(BATCH_KEYS, sizes, strict=True))
         tree.setdefault("zero_allow_untested_optimizer", True)
-        section = self.run.optimizer
-        if section is not None and (section.type != "AdamW" or self.run.train.reproducible):
-            # An offloaded optimizer is torch's own on the host, which DeepSpeed refuses otherwise.
-            tree.setdefault("zero_force_ds_cpu_optimizer", False)
+        self._own_optimizer(tree)
         return self._with_defaults(tree)
 
     def _precision(self, tree: dict[str, Any]) -> None:
@@ -121,10 +118,12 @@ class Filling:
         """Half precision, several micro-batches: add them up and reduce them in fp32.
 
         DeepSpeed's default adds in half precision, and the stages then differ among themselves.
+        Muon's momentum has the type that is added in (or, at stage 3, communicated in).
         """
         half = next((s for s in ("bf16", "fp16") if tree.get(s, {}).get("enabled")), None)
         exact = self.run.train.reproducible
-        if half is None or (self.batch.accumulation_steps == 1 and not exact):
+        muon = self.run.optimizer is not None and self.run.optimizer.type == "Muon"
+        if half is None or (self.batch.accumulation_steps == 1 and not (exact or muon)):
             return
         if tree["zero_optimization"]["stage"] == 0 or tree[half].get(
             f"{half}_master_weights_and_grads"
@@ -132,6 +131,19 @@ class Filling:
             return
         tree.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
         tree.setdefault("communication_data_type", "fp32")
+
+    def _own_optimizer(self, tree: dict[str, Any]) -> None:
+        """What the run's own optimizer needs DeepSpeed to leave alone."""
+        section = self.run.optimizer
+        if section is None:
+            return
+        if section.type != "AdamW" or self.run.train.reproducible:
+            # An offloaded optimizer is torch's own on the host, which DeepSpeed refuses otherwise.
+            tree.setdefault("zero_force_ds_cpu_optimizer", False)
+        if section.clips_itself:
+            tree.setdefault("gradient_clipping", 0.0)
+        if section.type == "Muon" and tree["zero_optimization"]["stage"] >= 2:
+            tree["zero_optimization"].setdefault("reduce_scatter", False)  # rules/run_optimizer.py
 
     def _with_defaults(self, tree: dict[str, Any]) -> dict[str, Any]:
         stage = tree["zero_optimization"]["stage"]

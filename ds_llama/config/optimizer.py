@@ -75,6 +75,11 @@ class OptimizerConfig(Frozen):
         """Whether a row has a norm of its own to be clipped to."""
         return any(group.gradient_clipping is not None for group in self.groups)
 
+    @property
+    def clips_itself(self) -> bool:
+        """Whether DeepSpeed's one norm over all gradients has no place beside this."""
+        return self.clips_by_group or self.clip_value is not None or self.type == "Muon"
+
 
 class AdamW(OptimizerConfig):
     """Decoupled decay; the LLaMA papers' values."""

@@ -17,6 +17,7 @@ def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
     yield from _schedule(run)
     yield from _plateau(run)
     yield from _needs_validation(run)
+    yield from _groups(run)
     yield from _optimizers(run)
     yield from _reproducible(run)
     yield from _recompute(run)
@@ -155,6 +156,27 @@ def _recompute(run: Run) -> Iterator[Problem]:
             "train.recompute",
             f"train.recompute says what is recomputed, and {section} in the DeepSpeed JSON is null",
             "make train.recompute null too, or remove the null",
+        )
+
+
+def _groups(run: Run) -> Iterator[Problem]:
+    section = run.optimizer
+    for index, row in enumerate(section.groups if section is not None else ()):
+        if section is not None and row.lr and not section.lr:
+            yield Problem(
+                "group-rate",
+                "error",
+                f"optimizer.groups.{index}.lr",
+                "a row's lr is a ratio of the run's under the schedule, and that is 0",
+                "give optimizer.lr the largest rate, and the others rows with lr 0",
+            )
+    if section is not None and section.clips_by_group and section.clip_value is not None:
+        yield Problem(
+            "two-clippings",
+            "error",
+            "optimizer.clip_value",
+            "clip_value and the gradient_clipping of groups: one would clip the other's result",
+            "keep one of them",
         )
 
 

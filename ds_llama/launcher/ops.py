@@ -46,7 +46,8 @@ OPS = {
     "pin_memory": Op("PinMemoryBuilder", "half a minute"),
     "shm_comm": Op("ShareMemCommBuilder"),
 }
-_ON_HOST = {"adam": "cpu_adam", "adamw": "cpu_adam", "adagrad": "cpu_adagrad", "lion": "cpu_lion"}
+_ADAMS = ("adam", "adamw", "muon")  # Muon's other half is AdamW
+_ON_HOST = {**dict.fromkeys(_ADAMS, "cpu_adam"), "adagrad": "cpu_adagrad", "lion": "cpu_lion"}
 _INSTALL = (
     "install a C++ compiler and Python's headers (Debian, Ubuntu: apt install g++ python3-dev; "
     "Fedora, RHEL: dnf install gcc-c++ python3-devel)"
@@ -69,7 +70,9 @@ def needed(deepspeed: Mapping[str, Any], optimizer: str | None = None) -> list[s
         pass
     elif optimizer_to in ("cpu", "nvme"):
         names.append(_ON_HOST.get(kind or "adamw", "cpu_adam"))
-    elif kind in ("adam", "adamw") and not _section(section, "params").get("torch_adam", False):
+    elif kind in ("adam", "adamw", "muon") and not _section(section, "params").get(
+        "torch_adam", False
+    ):
         names.append("fused_adam")
     if "nvme" in (optimizer_to, parameters_to):
         names.append("async_io")

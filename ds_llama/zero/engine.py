@@ -84,12 +84,26 @@ def scale_is_dynamic(engine: Any) -> bool:
     return bool(engine.fp16_enabled() and engine.dynamic_loss_scale())
 
 
+def inner_optimizers(engine: Any) -> list[torch.optim.Optimizer]:
+    """What makes the updates, one flat partition at a time at stages 1 to 3.
+
+    With a part of the optimizer on the device (`offload_optimizer.ratio` below 1) stage 3 updates
+    that part with an AdamW of its own, whose first group is no one else's (stage3.py:317).
+    """
+    outer = engine.optimizer
+    inner = getattr(outer, "optimizer", outer)
+    backup = getattr(outer, "backup_optimizer", None)
+    if backup is None:
+        return [inner]
+    first = inner.param_groups[0]
+    backup.param_groups[0].update({k: first[k] for k in ("row", "lr_ratio") if k in first})
+    return [inner, backup]
+
+
 def set_lr(engine: Any, lr: float) -> None:
     """Learning rate of the next update; a group's own keeps its ratio to it."""
-    # With a part of the optimizer on the device (offload_optimizer.ratio below 1) stage 3 updates
-    # that part with an AdamW of its own, whose first group nobody else tells (stage3.py:317).
-    for optimizer in (engine.optimizer, getattr(engine.optimizer, "backup_optimizer", None)):
-        for group in optimizer.param_groups if optimizer is not None else ():
+    for optimizer in inner_optimizers(engine):
+        for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_ratio", 1.0)
 
 
@@ -116,10 +130,19 @@ def parameter_order(engine: Any) -> list[str] | None:
 
     None at stages 1 to 3, where DeepSpeed's files have them.
     """
-    if engine.zero_optimization_stage() > 0:
+    if engine.zero_optimization_stage() > 0 or orthogonalises(engine):
         return None
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     return [names[id(p)] for group in engine.optimizer.param_groups for p in group["params"]]
+
+
+def orthogonalises(engine: Any) -> bool:
+    """Whether a group is Muon's.
+
+    ZeRO then has its update in the gradient's place before anything is measured, except where the
+    optimizer is offloaded or bf16 accumulates in fp32 at stage 1: no norm is comparable.
+    """
+    return any(group.get("use_muon", False) for group in engine.optimizer.param_groups)
 
 
 def gradient_norm(engine: Any) -> torch.Tensor | None:
@@ -128,7 +151,7 @@ def gradient_norm(engine: Any) -> torch.Tensor | None:
     Read between the last backward and the step. At stages 1 to 3 the engine keeps the norm of its
     own step (`engine.get_global_grad_norm()`), and None is returned here.
     """
-    if engine.zero_optimization_stage() > 0:
+    if engine.zero_optimization_stage() > 0 or orthogonalises(engine):
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -13,7 +14,7 @@ from torch import nn
 from ds_llama.config.optimizer import SGD, Adagrad, AdamW, GroupConfig, Lion, Muon, OptimizerConfig
 from ds_llama.errors import ConfigError
 from ds_llama.model.traits import Traits, decay_groups
-from ds_llama.zero import elementwise
+from ds_llama.zero import elementwise, world
 
 Group = dict[str, Any]
 """What torch calls a parameter group. `row`: index of the row of `optimizer.groups`, or None.
@@ -38,16 +39,24 @@ def parameter_groups(
     A parameter belongs to the first row that matches its name. Norms and biases, by the traits, are
     not decayed unless a row says so. Under Muon a group holds matrices of the blocks or none.
     Raises ModelError for a parameter that no row of the traits matches, ConfigError for a pattern
-    that matches no parameter, or a row whose parameters all belong to rows before it.
+    that matches no parameter, a row whose parameters all belong to rows before it, or one that
+    clips what Muon updates.
     """
     undecayed = {id(parameter) for parameter in decay_groups(model, traits)[1]}
     matrices = hidden_matrices(model, traits) if isinstance(section, Muon) else set()
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    rows = _rows([name for name, _ in named], section.groups, label)
+    rows = rows_of([name for name, _ in named], section.groups, label)
     groups: dict[tuple[int, bool, float], Group] = {}
     for name, parameter in named:
         row, muon = rows[name], id(parameter) in matrices
         given = section.groups[row] if row is not None else None
+        if muon and given is not None and given.gradient_clipping is not None:
+            raise ConfigError(
+                f"row {row} clips {name}, which Muon updates: its update is as large whatever the "
+                "gradient's norm is",
+                where=f"{label}:optimizer.groups.{row}.gradient_clipping",
+                remedy="remove it, or name parameters outside the blocks' matrices",
+            )
         decay = 0.0 if id(parameter) in undecayed else section.weight_decay
         if given is not None and given.weight_decay is not None:
             decay = given.weight_decay
@@ -70,8 +79,10 @@ def _group(section: OptimizerConfig, row: int | None, decay: float, muon: bool) 
     return group
 
 
-def _rows(names: Sequence[str], rows: Sequence[GroupConfig], label: str) -> dict[str, int | None]:
-    """Which row each parameter belongs to."""
+def rows_of(
+    names: Sequence[str], rows: Sequence[GroupConfig], label: str = "run"
+) -> dict[str, int | None]:
+    """Which row each parameter belongs to; None for none."""
     for index, row in enumerate(rows):
         for pattern in row.parameters:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -152,17 +163,31 @@ def _adagrad(section: Adagrad, groups: list[Group], offloaded: bool) -> torch.op
     return elementwise.Adagrad(groups, section.lr, section.eps, section.weight_decay)
 
 
+_COMPILED = ("muon_update", "zeropower_via_newtonschulz5", "zeropower_via_gram_newtonschulz")
+
+
 def _muon(section: Muon, groups: list[Group], offloaded: bool) -> torch.optim.Optimizer:
     # Imported here because the import prepares its kernels for compilation.
-    from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam
+    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
 
+    if world.device().type == "cpu":
+        # A compilation of half a minute, in every rank and in the middle of the first step.
+        for name in (
+            "muon_update",
+            "zeropower_via_newtonschulz5",
+            "zeropower_via_gram_newtonschulz",
+        ):
+            eager = inspect.unwrap(getattr(original_muon, name))
+            setattr(original_muon, name, eager)
+            if hasattr(muon_optimizer, name):
+                setattr(muon_optimizer, name, eager)
     own = {"momentum": section.momentum, "ns_method": section.ns_method}
     adam = {"betas": section.betas, "eps": section.eps}
     for group in groups:
         group.update(own if group["use_muon"] else adam)
         for parameter in group["params"]:
             parameter.use_muon = group["use_muon"]  # what ZeRO asks, stage_1_and_2.py:2752
-    return MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
+    return muon_optimizer.MuonWithAuxAdam(groups, torch.optim.AdamW, {"fused": True})
 
 
 _BUILDERS: dict[str, Callable[[Any, list[Group], bool], torch.optim.Optimizer]] = {

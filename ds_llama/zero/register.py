@@ -23,6 +23,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
+from ds_llama.config.optimizer import OptimizerConfig
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.config.run import Run
 from ds_llama.errors import ConfigError, RunError
@@ -31,6 +32,7 @@ from ds_llama.zero import ema, recompute, world
 from ds_llama.zero import engine as engines
 from ds_llama.zero import exact as exactly
 from ds_llama.zero import optimizer as optimizers
+from ds_llama.zero.clipping import Clipping
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Registration:
     recomputed: bool
     client_optimizer: bool
     exact: exactly.ExactSums | None = None
+    clipping: Clipping | None = None
 
 
 def resolve_here(run: Run) -> Resolved:
@@ -87,12 +90,21 @@ def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], tra
         chosen = {"model_parameters": groups}
     deepspeed.utils.logger.setLevel(logging.WARNING)
     engine, *_ = engines.create(model, config, **chosen)
+    clipping = _clip(engine, section) if section is not None else None
     if resolved.run.ema is not None:
         ema.keep(engine, resolved.run.ema.decay)
     micro_batches = resolved.global_batch_size // resolved.micro_batch_size
     sums = exactly.apply(engine, micro_batches) if exact else None
-    engine.ds_llama = Registration(resolved, traits, recomputed, section is not None, sums)
+    own = section is not None
+    engine.ds_llama = Registration(resolved, traits, recomputed, own, sums, clipping)
     return engine
+
+
+def _clip(engine: Any, section: OptimizerConfig) -> Clipping:
+    names = [name for name, _ in engine.module.named_parameters()]
+    clipping = Clipping(section, optimizers.rows_of(names, section.groups))
+    clipping.install(engine)
+    return clipping
 
 
 def _json_weight_decay(config: dict[str, Any]) -> float:

@@ -67,7 +67,7 @@ def take_step(engine: Any, window: Sequence[Batch], *, stop: bool = False) -> St
     total = _sum_over_ranks(losses)
     if exact is not None:
         norm = exact.norm
-    elif norm is None:
+    elif norm is None and not engines.orthogonalises(engine):
         norm = engine.get_global_grad_norm()
     applied = engine.was_step_applied()
     return StepResult(
@@ -127,8 +127,12 @@ def _agree(tokens: int, stop: bool) -> tuple[int, bool]:
 
 
 def _clip_coefficient(engine: Any, norm: Any) -> float | None:
-    """What the gradient was multiplied with: min(1, clip / (norm + 1e-6)), as DeepSpeed does."""
+    """What the gradient was multiplied with: min(1, clip / (norm + 1e-6)), as DeepSpeed does.
+
+    Clipped by group: the smallest of the rows' factors. None when nothing is clipped by a norm.
+    """
+    own = engine.ds_llama.clipping
     clip = engine.gradient_clipping()
     if norm is None or not clip:
-        return None
+        return own.coefficient if own is not None else None
     return min(1.0, clip / (float(norm) + 1e-6))

@@ -18,7 +18,8 @@ Clip = Callable[[dict[str, torch.Tensor]], None]
 class Oracle:
     """fp32 masters of `model` under what `make` builds over groups of them.
 
-    rows: patterns, each with settings of a group of its own. clip: changes the `.grad` of the
+    rows: patterns, each with settings of a group of its own. A group has `hidden` for matrices of
+    the blocks, or for everything else. clip: changes the `.grad` of the
     masters, by name, before the update.
     """
 
@@ -41,7 +42,9 @@ class Oracle:
             row = next((i for i, (p, _) in enumerate(rows) if fnmatchcase(name, p)), None)
             decay = 0.0 if master.dim() == 1 else weight_decay
             settings = {"weight_decay": decay, **(rows[row][1] if row is not None else {})}
-            group = groups.setdefault((row, decay), {"params": [], **settings})
+            hidden = ".layers." in name and master.dim() == 2
+            key = (row, decay, hidden)
+            group = groups.setdefault(key, {"params": [], "hidden": hidden, **settings})
             group["params"].append(master)
         self.optimizers = make(list(groups.values()))
         self.names = {id(master): name for name, master in self.masters.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.config import rule_cases_reproducible, rule_cases_zero
+from tests.unit.config import rule_cases_optimizer, rule_cases_reproducible, rule_cases_zero
 from tests.unit.config.rule_words import (
     BF16,
     CONTIGUOUS,
@@ -19,6 +19,7 @@ from tests.unit.config.rule_words import (
 CASES = [
     *rule_cases_zero.CASES,
     *rule_cases_reproducible.CASES,
+    *rule_cases_optimizer.CASES,
     ("optimizer-type", "optimizer.type", adam("AdmW"), adam("adamw"), {}),
     ("optimizer-type", "optimizer.type", adam("OneBitAdam"), adam("Lion"), {}),
     ("optimizer-type", "optimizer.type", {"optimizer": {"params": {}}}, adam(), {}),

@@ -28,7 +28,7 @@ def test_every_kind_has_a_class_and_a_default_of_everything():
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_type_comes_back_from_its_resolved_run(tree, kind):
     rows = [{"parameters": ["*.embed_tokens.*"], "lr": 1e-4, "gradient_clipping": 0.5}]
-    run = load_run({**tree, "optimizer": {"type": kind, "groups": rows}})
+    run = load_run({**tree, "deepspeed": {}, "optimizer": {"type": kind, "groups": rows}})
     assert isinstance(run.optimizer, TYPES[kind])
     written = json.loads(json.dumps(resolve(run, 2).to_json()))
     assert load_run(written).optimizer == run.optimizer
@@ -74,3 +74,55 @@ def test_messages(tree, section, where, what):
 def test_an_offloaded_optimizer_of_torch_is_let_through(tree, kind, forced):
     tree |= {"deepspeed": "zero2_offload", "optimizer": {"type": kind}}
     assert resolve(load_run(tree), 2).deepspeed["zero_force_ds_cpu_optimizer"] is forced
+
+
+def test_own_clipping_turns_deepspeed_s_off(tree):
+    tree["deepspeed"] = {"zero_optimization": {"stage": 2}}
+    rows = [{"parameters": ["*"], "gradient_clipping": 0.5}]
+    for section, norm in (({}, 1.0), ({"clip_value": 0.1}, 0.0), ({"groups": rows}, 0.0)):
+        resolved = resolve(load_run({**tree, "optimizer": section}), 2)
+        assert resolved.deepspeed["gradient_clipping"] == norm
+
+
+@pytest.mark.parametrize(
+    ("section", "what", "remedy"),
+    [
+        ({"clip_value": 0.1}, "does not go with optimizer.clip_value", "or remove optimizer"),
+        (
+            {"groups": [{"parameters": ["*"], "gradient_clipping": 0.5}]},
+            "gradient_clipping (1) does not go with the norms of optimizer.groups",
+            'for the rest add a last row {"parameters": ["*"], "gradient_clipping": …}',
+        ),
+        ({"type": "Muon"}, "of its orthogonalised updates", "for AdamW's share give a row"),
+    ],
+)
+def test_two_clippings_are_one_error(tree, section, what, remedy):
+    (error,) = errors({**tree, "deepspeed": "zero2"}, **section).values()
+    assert what in error.what
+    assert remedy in error.remedy
+    assert error.where.endswith("zero2.json:gradient_clipping")
+
+
+def test_muon_does_not_clip_by_value(tree):
+    (error,) = errors({**tree, "deepspeed": {}}, type="Muon", clip_value=0.1).values()
+    assert error.what == "clip_value (0.1) does not go with Muon"
+
+
+def test_muon_adds_up_in_fp32_and_reduces_whole_gradients(tree):
+    tree["deepspeed"] = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}
+    for kind, dtype, scatter in (("AdamW", None, True), ("Muon", "fp32", False)):
+        deepspeed = resolve(load_run({**tree, "optimizer": {"type": kind}}), 2).deepspeed
+        assert deepspeed.get("data_types", {}).get("grad_accum_dtype") == dtype
+        assert deepspeed["zero_optimization"]["reduce_scatter"] is scatter
+
+
+def test_a_row_without_a_base_rate_to_be_a_ratio_of(tree):
+    row = {"parameters": ["*"], "lr": 1e-3}
+    error = errors(tree, lr=0, groups=[row])["run:optimizer.groups.0.lr"]
+    assert error.what == "a row's lr is a ratio of the run's under the schedule, and that is 0"
+
+
+def test_value_and_rows_are_not_clipped_to_together(tree):
+    rows = [{"parameters": ["*"], "gradient_clipping": 0.5}]
+    error = errors(tree, clip_value=0.1, groups=rows)["run:optimizer.clip_value"]
+    assert "one would clip the other's result" in error.what

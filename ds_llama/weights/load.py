@@ -1,7 +1,7 @@
 """Load a Hugging Face folder into a constructed model, whole or partitioned.
 
 Every rank reads only the elements that it keeps: under `zero.Init` its flat slice of each
-parameter (zero.construct.partition_of), else all of them, one parameter at a time.
+parameter (zero.construct.own_part), else all of them, one parameter at a time.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ def _check(parameter: nn.Parameter, name: str, source: ModelFolder) -> None:
 
 
 def _fill(parameter: nn.Parameter, name: str, source: ModelFolder) -> None:
-    if hasattr(parameter, "ds_id"):
-        # DeepSpeed takes seconds to import, and only a partitioned parameter needs it.
-        from ds_llama.zero.construct import partition_of
+    if not hasattr(parameter, "ds_id"):
+        with torch.no_grad():
+            parameter.copy_(source.read(name, 0, parameter.numel()).view(parameter.shape))
+        return
+    # DeepSpeed takes seconds to import, and only a partitioned parameter needs it.
+    from ds_llama.zero.construct import own_part
 
-        target, start, stop = partition_of(parameter)
-    else:
-        target, start, stop = parameter.data.view(-1), 0, parameter.numel()
-    with torch.no_grad():
+    with own_part(parameter) as (target, start, stop):
         target[stop - start :].zero_()
         target[: stop - start].copy_(source.read(name, start, stop))
 

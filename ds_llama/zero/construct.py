@@ -12,7 +12,8 @@ the elements it keeps and the result does not depend on the way or on the world 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import deepspeed
@@ -52,12 +53,9 @@ def fill_initial_(model: nn.Module, seed: int) -> None:
     """
     rules = init.rules(model)
     for name, parameter in model.named_parameters():
-        if not is_partitioned(parameter):
-            target, start, stop = parameter.data.view(-1), 0, parameter.numel()
-        else:
-            target, start, stop = partition_of(parameter)
-        init.fill_(target[: stop - start], name, rules[name], start, seed)
-        target[stop - start :].zero_()
+        with own_part(parameter) as (target, start, stop):
+            init.fill_(target[: stop - start], name, rules[name], start, seed)
+            target[stop - start :].zero_()
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:
@@ -65,22 +63,29 @@ def is_partitioned(parameter: nn.Parameter) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def partition_of(parameter: nn.Parameter) -> tuple[torch.Tensor, int, int]:
-    """This rank's flat slice of a ZeRO-3 parameter and the range of elements it holds.
+@contextmanager
+def own_part(parameter: nn.Parameter) -> Iterator[tuple[torch.Tensor, int, int]]:
+    """What this rank holds of a parameter, to be written: flat, and the range of its elements.
 
-    The slice is padded where the world does not divide the parameter, so it may be longer than
-    the range, which is empty on ranks that hold padding only.
+    All of it, or the slice of a ZeRO-3 parameter, which is read from NVMe and written back where
+    it lives there. A slice is padded where the world does not divide the parameter: it may be
+    longer than the range, which is empty on ranks that hold padding only.
     """
+    if not is_partitioned(parameter):
+        yield parameter.data.view(-1), 0, parameter.numel()
+        return
     shard = parameter.ds_tensor
-    if shard.final_location == "nvme":
-        raise ModelError(
-            "parameters on NVMe cannot be filled in place",
-            where="deepspeed.zero_optimization.offload_param.device",
-            remedy="offload parameters to cpu, or only the optimizer to nvme",
-        )
     size, total = shard.ds_numel, parameter.ds_numel
     start = min(size * torch.distributed.get_rank(parameter.ds_process_group), total)
-    return shard.data, start, min(start + size, total)
+    away = shard.status.name == "NOT_AVAILABLE"
+    if away:
+        parameter.nvme_swapper.swap_in([parameter], async_op=False)
+    yield shard.data, start, min(start + size, total)
+    if away:
+        parameter.nvme_swapper.swap_out_and_release([parameter])
+    # hpZ's copy within the node was made of what was there before, and would be gathered instead
+    # (partition_parameters.py:1571).
+    parameter.ds_secondary_tensor = None
 
 
 def _plain(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:

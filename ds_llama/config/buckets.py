@@ -6,6 +6,9 @@ are in elements; none is above the model's own size.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ds_llama.config.model import LlamaConfig
 
 _SMALLEST = 2**23  # 16 MiB in half precision: below that a collective's latency shows
@@ -52,6 +55,36 @@ def for_model(model: LlamaConfig, stage: int) -> dict[str, int]:
         "stage3_max_reuse_distance": min(1_000_000_000, total),
         "sub_group_size": min(1_000_000_000, total),
     }
+
+
+def for_offload(model: LlamaConfig, zero: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    """`zero_optimization` keys that stage 3 with an offload needs otherwise; over `for_model`'s.
+
+    sub_group_size: NVMe holds buffer_count fp32 buffers of a sub-group's size in host memory
+        (swap_tensor/optimizer_utils.py:197); Twin-Flow and SuperOffload divide the work by whole
+        sub-groups (stage3.py:1106), so there must be some 16 of them. Elements of one rank.
+    offload_param.buffer_size: the largest partition of a parameter; a larger one is an
+        AssertionError (partitioned_param_swapper.py:357), and DeepSpeed's 1e8, five times, 1 GB.
+    stage3_max_reuse_distance: 0 with parameters on NVMe. What is kept for its next use keeps its
+        swap buffer, and DeepSpeed stops when there is none left (partitioned_param_swapper.py:310).
+    """
+    optimizer, parameters = (zero.get(f"offload_{n}") or {} for n in ("optimizer", "param"))
+    total, keys = model.num_parameters, dict[str, Any]()
+    shared = optimizer.get("ratio", 1.0) < 1.0 or optimizer.get("super_offload", False)
+    if optimizer.get("device") == "cpu" and shared:
+        keys["sub_group_size"] = min(100_000_000, max(1, total // world_size // 16))
+    if optimizer.get("device") == "nvme":
+        keys["sub_group_size"] = min(100_000_000, total)
+    if parameters.get("device") == "nvme":
+        keys["stage3_max_reuse_distance"] = 0
+        keys["offload_param"] = {"buffer_size": -(-_largest_matrix(model) // world_size)}
+    return keys
+
+
+def _largest_matrix(model: LlamaConfig) -> int:
+    return model.hidden_size * max(
+        model.vocab_size, model.intermediate_size, model.attention_size, model.hidden_size
+    )
 
 
 def _even(size: int) -> int:

@@ -31,6 +31,19 @@ def nvme_path(context: Context) -> Iterator[Problem]:
             )
 
 
+def nvme_below_stage_3(context: Context) -> Iterator[Problem]:
+    """Stages 1 and 2 know only whether there is an offload (stage_1_and_2.py:220)."""
+    if context.stage in (1, 2) and context.offload("offload_optimizer") == "nvme":
+        yield Problem(
+            "nvme-below-stage-3",
+            "error",
+            "zero_optimization.offload_optimizer.device",
+            f"nothing goes to NVMe at ZeRO stage {context.stage}: the optimizer stays in host "
+            "memory",
+            'take stage 3, or write "device": "cpu"',
+        )
+
+
 def nvme_keys(context: Context) -> Iterator[Problem]:
     for name, keys in _NVME_ONLY.items():
         device = context.offload(name)
@@ -62,60 +75,6 @@ def aio(context: Context) -> Iterator[Problem]:
         )
 
 
-def super_offload(context: Context) -> Iterator[Problem]:
-    key = "zero_optimization.offload_optimizer.super_offload"
-    if context.get(key, False) and context.offload("offload_optimizer") != "cpu":
-        yield Problem(
-            "super-offload-device",
-            "error",
-            key,
-            'super_offload needs "device": "cpu"',
-            'write "device": "cpu", or remove the key',
-        )
-
-
-def zenflow(context: Context) -> Iterator[Problem]:
-    """zenflow_stage_1_and_2.py:116 and runtime/zenflow/engine.py."""
-    path = "zero_optimization.zenflow"
-    if context.stage == 0 or not context.has(path):
-        return
-    if context.offload("offload_optimizer") != "cpu":
-        yield Problem(
-            "zenflow-offload",
-            "error",
-            path,
-            "ZenFlow works on an optimizer that is offloaded to the host",
-            'write "offload_optimizer": {"device": "cpu"}',
-        )
-    strategy = context.get(f"{path}.select_strategy", "auto")
-    interval = context.get(f"{path}.select_interval")
-    if strategy == "auto" and interval is not None:
-        yield Problem(
-            "zenflow-interval",
-            "error",
-            f"{path}.select_interval",
-            f"select_interval ({shown(interval)}) is overwritten under the strategy 'auto'",
-            'remove it, or write "select_strategy": "step"',
-        )
-    if strategy != "auto" and interval is None:
-        yield Problem(
-            "zenflow-interval",
-            "error",
-            f"{path}.select_interval",
-            f"the strategy {strategy!r} needs a number as select_interval",
-            'write a number, or "select_strategy": "auto"',
-        )
-    update = context.get(f"{path}.update_interval")
-    if interval is not None and update is not None and interval < update:
-        yield Problem(
-            "zenflow-interval",
-            "error",
-            f"{path}.select_interval",
-            f"select_interval ({interval}) is below update_interval ({update})",
-            f"write at least {update}",
-        )
-
-
 def pinned_without_gpu(context: Context) -> Iterator[Problem]:
     for name in _SECTIONS:
         key = f"zero_optimization.{name}.pin_memory"
@@ -127,25 +86,4 @@ def pinned_without_gpu(context: Context) -> Iterator[Problem]:
                 "pinned memory is for copies to a GPU; on a CPU DeepSpeed first compiles an op for "
                 "it, which takes minutes",
                 "write false, or leave it out",
-            )
-
-
-def needs_gpu(context: Context) -> Iterator[Problem]:
-    """Features whose ops exist for CUDA only (ops/op_builder/cpu has none of them)."""
-    keys = (
-        "zero_optimization.zero_quantized_weights",
-        "zero_optimization.zero_quantized_nontrainable_weights",
-        "zero_optimization.zero_quantized_gradients",
-        "zero_optimization.offload_optimizer.super_offload",
-        "compile.deepcompile",
-        "aio.use_gds",
-    )
-    for key in keys:
-        if context.device == "cpu" and context.get(key, False):
-            yield Problem(
-                "needs-gpu",
-                "error",
-                key,
-                f"{key.rsplit('.', 1)[-1]} has no implementation for CPU",
-                "remove it, or train on a CUDA device",
             )

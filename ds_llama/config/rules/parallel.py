@@ -46,7 +46,8 @@ def heads(context: Context) -> Iterator[Problem]:
 def hierarchical_partition(context: Context) -> Iterator[Problem]:
     key = "zero_optimization.zero_hpz_partition_size"
     size, world = int(context.get(key, 1)), context.world_size
-    if size > 1 and world is not None and world % size:
+    # DeepSpeed takes the whole world when it is smaller (utils/groups.py `min(group_size, …)`).
+    if size > 1 and world is not None and world > size and world % size:
         yield Problem(
             "hpz-world",
             "error",

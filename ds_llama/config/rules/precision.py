@@ -49,7 +49,7 @@ def autocast_and_half(context: Context) -> Iterator[Problem]:
 
 
 def master_weights(context: Context) -> Iterator[Problem]:
-    """stage_1_and_2.py and stage3.py `_configure_master_weights`, runtime/config.py checks."""
+    """runtime/base_optimizer.py:484 `_configure_master_weights`, runtime/config.py checks."""
     for half in ("bf16", "fp16"):
         key = f"{half}.{half}_master_weights_and_grads"
         if not context.get(key, False):
@@ -62,13 +62,17 @@ def master_weights(context: Context) -> Iterator[Problem]:
                 f"{half} master weights exist at ZeRO stages 1 to 3 only; this is stage 0",
                 "take stage 1, or remove the key",
             )
-        elif half == "fp16" and context.offload("offload_optimizer") is None:
+        elif not context.get(f"{half}.{half}_optimizer_states", False) and (
+            context.offload("offload_optimizer") is None
+        ):
+            more = ', or "bf16_optimizer_states": true' if half == "bf16" else ""
             yield Problem(
                 "master-weights-offload",
                 "error",
                 key,
-                "fp16 master weights need the optimizer on the host (DeepSpeedCPUAdam)",
-                'write "offload_optimizer": {"device": "cpu"}, or remove the key',
+                f"{half} master weights with fp32 moments need the optimizer on the host "
+                "(DeepSpeedCPUAdam)",
+                f'write "offload_optimizer": {{"device": "cpu"}}{more}, or remove the key',
             )
 
 

@@ -19,5 +19,5 @@ step ruff format --check .
 step ruff check .
 step mypy
 # Before pytest, so that no test's time limit has a compiler in it.
-step python -m ds_llama.launcher.ops cpu_adam
+step python -m ds_llama.launcher.ops cpu_adam async_io
 step pytest --durations=15 "$@"

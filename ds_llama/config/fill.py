@@ -102,14 +102,11 @@ class Filling:
 
     def _zero(self, tree: dict[str, Any]) -> None:
         zero = tree["zero_optimization"]
-        sizes = buckets.for_model(self.model, zero["stage"])
+        sizes: dict[str, Any] = dict(buckets.for_model(self.model, zero["stage"]))
         if zero["stage"] == 3:
             sizes |= buckets.for_offload(self.model, zero, self.world_size)
         for name, size in sizes.items():
-            if isinstance(size, dict):
-                zero[name] = size | zero[name]
-            else:
-                zero.setdefault(name, size)
+            zero[name] = size | zero[name] if isinstance(size, dict) else zero.get(name, size)
         if zero["stage"] > 0 and zero.get("overlap_comm") is None:
             zero["overlap_comm"] = zero["stage"] == 3
         for name in ("offload_optimizer", "offload_param"):

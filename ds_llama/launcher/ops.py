@@ -82,13 +82,15 @@ def needed(deepspeed: Mapping[str, Any], optimizer: str | None = None) -> list[s
 def build(names: Iterable[str], *, timeout_s: float = TIMEOUT_S) -> None:
     """Compile those of `names` that are not compiled yet; says so on stderr.
 
-    Raises MachineError when there is no compiler, when a build fails (with the compiler's first
-    error), or when `timeout_s` is over, waiting for another build included.
+    Raises MachineError when there is no compiler, no libaio for async_io, when a build fails (with
+    the compiler's first error), or when `timeout_s` is over, waiting for another build included.
     """
     wanted = [name for name in dict.fromkeys(names) if not is_built(name)]
     if not wanted:
         return
     _require_compiler()
+    if "async_io" in wanted:
+        _require_libaio()
     root = _root()
     root.mkdir(parents=True, exist_ok=True)
     with baton.held(root / "ds_llama.lock", timeout_s):
@@ -155,6 +157,28 @@ def _require_compiler() -> None:
             f"no C++ compiler: {os.environ.get('CXX', 'c++, g++ or clang++')} is not on PATH",
             where="CXX" if "CXX" in os.environ else "PATH",
             remedy=_INSTALL,
+        )
+
+
+def _require_libaio() -> None:
+    """What DeepSpeed itself says as one warning among others, and then compiles in vain."""
+    env = rank_environment(1)
+    words = [*(env.get("CXX", "c++").split()), *env.get("CFLAGS", "").split()]
+    program = "#include <libaio.h>\nint main() { return io_setup(0, nullptr); }\n"
+    tried = subprocess.run(
+        [*words, "-x", "c++", "-", "-o", os.devnull, *env.get("LDFLAGS", "").split(), "-laio"],
+        input=program.encode(),
+        capture_output=True,
+        env=env,
+        check=False,
+    )
+    if tried.returncode != 0:
+        raise MachineError(
+            "offload to NVMe needs libaio and its headers, which are not there",
+            where="libaio.h",
+            remedy="install them (Debian, Ubuntu: apt install libaio-dev; Fedora, RHEL: dnf "
+            "install libaio-devel; elsewhere name their folders in CFLAGS and LDFLAGS), or offload "
+            "to the host",
         )
 
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 import deepspeed
 import torch
+from deepspeed.utils import groups
 from torch import nn
 
 from ds_llama.config.model import LlamaConfig
@@ -25,7 +26,7 @@ from ds_llama.config.resolve import Resolved
 from ds_llama.errors import ModelError
 from ds_llama.model import init, rope
 from ds_llama.model.llama import Llama
-from ds_llama.zero import world
+from ds_llama.zero import swap, world
 
 How = Literal["plain", "meta", "zero.Init"]
 Fill = Callable[[nn.Module], None]
@@ -101,6 +102,9 @@ def _meta(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:
 
 def _zero_init(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:
     # The dtype comes from the JSON: as an argument it is ignored where fp16 is not supported.
+    swap.prepare(resolved)
+    # DeepSpeed keeps hpZ's group for the process, and stops at making it a second time.
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
     with deepspeed.zero.Init(config_dict_or_path=resolved.deepspeed):
         return Llama(config, init=False)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime import torch_autocast
 from torch import nn
 
 from ds_llama.errors import RunError
@@ -26,6 +27,8 @@ def create(
 
     Give `optimizer`, or `model_parameters` for the optimizer that the JSON names, not both.
     """
+    # What an engine before this one in the same process has left on (torch_autocast.py:27).
+    torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"deepspeed\.")
         return deepspeed.initialize(

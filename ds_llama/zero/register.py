@@ -28,7 +28,7 @@ from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.config.run import Run
 from ds_llama.errors import ConfigError, RunError
 from ds_llama.model.traits import Traits, traits_of
-from ds_llama.zero import ema, recompute, world
+from ds_llama.zero import ema, recompute, swap, world
 from ds_llama.zero import engine as engines
 from ds_llama.zero import exact as exactly
 from ds_llama.zero import optimizer as optimizers
@@ -85,12 +85,19 @@ def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], tra
             if exact
             else optimizers.build(section, groups, offloaded=offloaded)
         }
+        if config.get("bf16", {}).get("bf16_optimizer_states") and offloaded:
+            # Read when the moments are made (ops/adam/cpu_adam.py:158).
+            chosen["optimizer"].fp32_optimizer_states = False
     else:
         groups = optimizers.json_groups(model, traits, _json_weight_decay(config))
         chosen = {"model_parameters": groups}
     deepspeed.utils.logger.setLevel(logging.WARNING)
+    swap.prepare(resolved)
+    swap.mend(model)
     engine, *_ = engines.create(model, config, **chosen)
     clipping = _clip(engine, section) if section is not None else None
+    if config.get("compile", {}).get("deepcompile"):
+        engine.compile()  # until then DeepSpeed trains as if the key were not there
     if resolved.run.ema is not None:
         ema.keep(engine, resolved.run.ema.decay)
     micro_batches = resolved.global_batch_size // resolved.micro_batch_size

@@ -12,6 +12,7 @@ import pytest
 import ds_llama as dl
 from ds_llama.cli import commands
 from ds_llama.config.resolve import resolve
+from tests.strategies import REFUSED
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -89,6 +90,8 @@ def test_table_of_strategies_is_the_folder() -> None:
     told = set(re.findall(r"^\| `(zero\w+)` \| (?!optimizer)", README, flags=re.MULTILINE))
     told |= set(re.findall(r"^\| `(zero[123])` ", README, flags=re.MULTILINE))
     assert told == {path.stem for path in (ROOT / "ds_configs").glob("*.json")}
+    words = {name: re.search(rf"^\| `{name}` (.*)$", README, re.MULTILINE)[1] for name in REFUSED}
+    assert all("CUDA" in text for text in words.values()), words
 
 
 def test_python_uses_names_that_exist() -> None:

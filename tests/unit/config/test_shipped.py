@@ -13,12 +13,24 @@ from ds_llama.config import load_run, preset, shipped
 from ds_llama.config.deepspeed import check
 from ds_llama.config.resolve import resolve
 from ds_llama.errors import ConfigErrors
+from tests.strategies import REFUSED, content
 
 DEEPSPEED = shipped.names()
+OTHER_STAGE = {
+    *("half-at-stage-0", "no-effect-at-stage", "master-weights-stage", "nvme-below-stage-3"),
+    *("deepcompile-stage", "zenflow-scrambles-weights"),
+}
 
 
-def content(name):
-    return json.loads(shipped.find(name).read_text())
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_cpu_refuses_what_it_cannot_run_with_one_clear_error(name):
+    with pytest.raises(ConfigErrors) as caught:
+        resolved(name, content(name)["zero_optimization"]["stage"], "cpu")
+    code, words = REFUSED[name]
+    assert {error.code for error in caught.value.errors} == {code}
+    assert words in caught.value.what
+    assert caught.value.where.startswith(f"{shipped.find(name)}:")
+    assert "CUDA device" in caught.value.remedy
 
 
 def test_each_stage_and_offload_is_there():
@@ -39,6 +51,8 @@ def test_a_plain_script_may_take_it(name):
 
 def resolved(name, stage, device):
     tree = {"model": {"preset": "tiny"}, "data": {"train": "x"}, "deepspeed": name}
+    if "optimizer" in content(name):
+        tree["optimizer"] = None
     override = f"deepspeed.zero_optimization.stage={stage}"
     return resolve(load_run(tree, override), 2, device=device)
 
@@ -51,9 +65,14 @@ def test_deepspeed_parses_what_it_resolves_to(name, stage, device):
         result = resolved(name, stage, device)
     except ConfigErrors as error:
         codes = {found.code for found in error.errors}
-        assert codes <= {"half-at-stage-0", "no-effect-at-stage"}
-        assert stage != content(name)["zero_optimization"]["stage"]
+        if stage != content(name)["zero_optimization"]["stage"]:
+            assert codes <= OTHER_STAGE | {"needs-gpu"}
+        elif device == "cpu":
+            assert codes == {REFUSED[name][0]}
+        else:
+            assert codes == {"zenflow-in-a-run"}
         return
+    assert device != "cpu" or name not in REFUSED
     assert result.problems == ()
     # One process here: the global batch of one rank.
     config = {**result.deepspeed, "train_batch_size": result.global_batch_size // 2}

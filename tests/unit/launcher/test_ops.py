@@ -85,6 +85,33 @@ def test_no_compiler(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "apt install g++ python3-dev" in caught.value.remedy
 
 
+NO_LIBAIO = """#!/bin/sh
+case "$*" in *-laio*) echo 'cannot find -laio'; exit 1;; esac
+exec c++ "$@"
+"""
+
+
+def test_no_libaio_is_said_before_anything_is_compiled(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiler = root / "c++-without-libaio"
+    compiler.write_text(NO_LIBAIO)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(MachineError) as caught:
+        ops.build(ops.needed(zero(offload_optimizer={"device": "nvme"})))
+    assert caught.value.what.startswith("offload to NVMe needs libaio and its headers")
+    assert caught.value.where == "libaio.h"
+    assert "apt install libaio-dev" in caught.value.remedy
+    assert "dnf install libaio-devel" in caught.value.remedy
+    assert capsys.readouterr().err == ""
+
+
+def test_this_machine_has_libaio() -> None:
+    """.ci/run installs it: without it the cells of offload to NVMe could not run."""
+    ops._require_libaio()
+
+
 BROKEN = """#!/bin/sh
 case "$*" in *.cpp*) echo 'x.cpp:1: fatal error: Python.h: none'; exit 1;; esac
 exec c++ "$@"

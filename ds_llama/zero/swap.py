@@ -1,0 +1,99 @@
+"""What offload to NVMe needs before DeepSpeed swaps: a folder, the op, and one mended call."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from torch import nn
+
+from ds_llama.config.resolve import Resolved
+from ds_llama.errors import ConfigError, MachineError
+from ds_llama.zero import world
+
+# Kept open as long as the process lives: the kernel lets go of the lock with it.
+_HELD: dict[str, IO[str]] = {}
+
+
+def prepare(resolved: Resolved) -> None:
+    """Raise where swapping would fail or harm another run; nothing without NVMe, or when repeated.
+
+    ConfigError: `nvme_path` is no folder, its file system does no direct I/O, or another process
+    swaps there: DeepSpeed names its files by rank alone and begins by deleting what it finds
+    (partitioned_param_swapper.py:87). MachineError: libaio is missing.
+    """
+    zero = resolved.deepspeed["zero_optimization"]
+    for name in ("offload_optimizer", "offload_param"):
+        section = zero.get(name) or {}
+        if section.get("device") == "nvme":
+            where = f"{resolved.run.deepspeed_path}:zero_optimization.{name}.nvme_path"
+            _claim(Path(section["nvme_path"]), where)
+            _require_op()
+
+
+def mend(model: nn.Module) -> None:
+    """Let the swapper of a model's parameters be asked for the same parameter twice in one call.
+
+    The prefetch looks ahead over forward and backward: where a parameter's two uses are neighbours
+    there, as the LM head's are, it asks for it twice and dies in an assertion
+    (partitioned_param_coordinator.py:684, partitioned_param_swapper.py:185).
+    """
+    for swapper in {getattr(p, "nvme_swapper", None) for p in model.parameters()} - {None}:
+        if not hasattr(swapper, "ds_llama_swap_in"):
+            swapper.ds_llama_swap_in = swapper.swap_in
+            swapper.swap_in = _once(swapper.swap_in)
+
+
+def _once(swap_in: Any) -> Any:
+    def run(params: list[nn.Parameter], *args: Any, **kwargs: Any) -> None:
+        swap_in(list({id(param): param for param in params}.values()), *args, **kwargs)
+
+    return run
+
+
+def _claim(folder: Path, where: str) -> None:
+    path = folder / f".ds_llama-rank{world.rank()}.lock"
+    if str(path) in _HELD:
+        return
+    if not folder.is_dir():
+        raise ConfigError(
+            f"nvme_path {folder} is not a folder",
+            where=where,
+            remedy="name a folder on a local NVMe disk; on the command line deepspeed."
+            f"{where.rsplit(':', 1)[-1]}=FOLDER",
+        )
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o600))
+        file = path.open("a")
+    except OSError as error:
+        raise ConfigError(
+            f"nvme_path {folder} cannot be swapped to, which needs direct I/O: {error.strerror}",
+            where=where,
+            remedy="name a folder that you may write to, on a local disk",
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConfigError(
+            f"another run swaps to {folder}, and each would delete the other's weights",
+            where=where,
+            remedy="give every run a folder of its own",
+        ) from error
+    _HELD[str(path)] = file
+
+
+@cache
+def _require_op() -> None:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    if not AsyncIOBuilder().is_compatible():
+        raise MachineError(
+            "offload to NVMe needs libaio and its headers, which are not there",
+            where="libaio.h",
+            remedy="install them (Debian, Ubuntu: apt install libaio-dev; Fedora, RHEL: "
+            "dnf install libaio-devel), or offload to the host",
+        )

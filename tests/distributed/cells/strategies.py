@@ -1,0 +1,127 @@
+"""ZeRO-Infinity, hpZ and Twin-Flow train as the hand-written loop does; lossy ones as they say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import safe_get_full_fp32_param
+
+from ds_llama.trainer.build import construct
+from ds_llama.zero import engine as engines
+from ds_llama.zero import world
+from ds_llama.zero.register import register
+from ds_llama.zero.step import take_step
+from tests.distributed.cells.equivalence import run_cell
+from tests.distributed.runs import global_batch, make_run, split
+
+CPU, NVME = {"device": "cpu"}, {"device": "nvme"}
+SWAPPED = re.compile("exp_avg_sq|exp_avg|gradient|param|tensor")
+
+
+@dataclass
+class Trained:
+    numbers: list[float]
+    parameters: dict[str, torch.Tensor]
+    swapped: set[str]
+
+    def equals(self, other: Trained) -> bool:
+        """Bit for bit."""
+        same = [torch.equal(p, other.parameters[n]) for n, p in self.parameters.items()]
+        return self.numbers == other.numbers and all(same)
+
+
+def stage3(**keys: Any) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": 3, **keys}}
+
+
+def trained(
+    folder: Path, *, precision: str, vocab_size: int, lr: float = 1e-3, **keys: Any
+) -> Trained:
+    """Losses, norms and fp32 parameters after two updates; what went to NVMe, by its kind.
+
+    vocab_size: DeepSpeed swaps nothing below 1 MiB (swap_tensor/utils.py:17), so that half of the
+    embedding has to be as much.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("offload_optimizer", "offload_param"):
+        if keys.get(name, {}).get("device") == "nvme":
+            keys[name] = {"nvme_path": str(folder), **keys[name]}
+    size = world.world_size()
+    run = make_run(
+        folder,
+        precision=precision,
+        accumulation=2,
+        world=size,
+        deepspeed={"zero_optimization": {"stage": 3, **keys}},
+        model={"vocab_size": vocab_size},
+    )
+    engine = register(construct(run), run)
+    engines.set_lr(engine, lr)
+    numbers = []
+    for step in range(2):
+        window = split(global_batch(step, 4 * size), 2, world.rank(), size)
+        result = take_step(engine, window)
+        numbers += [result.loss, result.grad_norm]
+    parameters = {
+        n: safe_get_full_fp32_param(p).clone() for n, p in engine.module.named_parameters()
+    }
+    swapped = {SWAPPED.search(path.name).group() for path in folder.rglob("*.swp")}
+    return Trained(numbers, parameters, swapped)
+
+
+def infinity(folder: Path) -> None:
+    """On NVMe the same bits come out as on the host, whose equality with plain torch is shown."""
+    train = partial(trained, precision="fp32", vocab_size=8192, sub_group_size=300_000)
+    pipelined = {**NVME, "pipeline_read": True, "pipeline_write": True, "buffer_count": 8}
+    plain = train(folder / "host", offload_optimizer=CPU)
+    assert not plain.swapped
+    optimizer = train(folder / "optimizer", offload_optimizer=pipelined)
+    assert optimizer.equals(plain)
+    assert optimizer.swapped == {"exp_avg", "exp_avg_sq", "gradient", "tensor"}
+    every = {"offload_optimizer": NVME, "offload_param": {**NVME, "max_in_cpu": 0}}
+    both = train(folder / "all", **every)
+    assert both.equals(plain)
+    assert both.swapped == {*optimizer.swapped, "param"}
+    assert not train(folder / "lr", lr=1.01e-3, **every).equals(plain)
+
+
+def infinity_in_bf16(folder: Path) -> None:
+    train = partial(trained, precision="bf16", vocab_size=16384)
+    plain = train(folder / "host", offload_optimizer=CPU)
+    param = {**NVME, "max_in_cpu": 0}
+    both = train(folder / "all", offload_optimizer=NVME, offload_param=param)
+    assert both.equals(plain)
+    assert "param" in both.swapped
+
+
+def twin_flow(folder: Path, *, device: str) -> None:
+    """`device`: what DeepSpeed takes for the accelerator; "cpu" makes one optimizer of both."""
+    accelerator = get_accelerator()
+    accelerator._name = device  # stage3.py:1106 puts the device's share there
+    try:
+        keys = {"sub_group_size": 10_000, "offload_optimizer": {**CPU, "ratio": 0.5}}
+        run_cell(folder, stage=3, precision="fp32", deepspeed=stage3(**keys))
+    finally:
+        accelerator._name = "cpu"
+
+
+def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
+    hpz = partial(run_cell, stage=3, deepspeed=stage3(zero_hpz_partition_size=2))
+    return {
+        "nvme-fp32": ((2,), infinity),
+        "nvme-bf16": ((2,), infinity_in_bf16),
+        "hpz-fp32": ((2, 4), partial(hpz, precision="fp32")),
+        "hpz-bf16": ((2, 4), partial(hpz, precision="bf16")),
+        "twin-flow-as-one": ((2,), partial(twin_flow, device="cpu")),
+        "twin-flow-as-two": ((2,), partial(twin_flow, device="cpu:0")),
+    }
+
+
+CELLS = _cells()

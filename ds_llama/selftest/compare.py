@@ -84,6 +84,7 @@ def _run(cell: Cell, folder: Path) -> Run:
     if cell.offload == "nvme":
         # DeepSpeed keeps what is below 1 MiB a rank in memory (runtime/swap_tensor/utils.py:14).
         model = {"intermediate_size": 1024 * size}
+        (folder / "swap").mkdir(parents=True, exist_ok=True)
     return make_run(
         folder,
         stage=cell.stage,

@@ -13,12 +13,13 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param
 
+from ds_llama.selftest.cells import Cell
 from ds_llama.trainer.build import construct
 from ds_llama.zero import engine as engines
 from ds_llama.zero import world
 from ds_llama.zero.register import register
 from ds_llama.zero.step import take_step
-from tests.distributed.cells.equivalence import run_cell
+from tests.distributed.cells.equivalence import equals
 from tests.distributed.runs import global_batch, make_run, split
 
 CPU, NVME = {"device": "cpu"}, {"device": "nvme"}
@@ -101,27 +102,37 @@ def infinity_in_bf16(folder: Path) -> None:
     assert "param" in both.swapped
 
 
+@dataclass(frozen=True)
+class Keyed(Cell):
+    """A cell of the selftest with more keys in its zero_optimization."""
+
+    keys: tuple[tuple[str, Any], ...] = ()
+
+    def deepspeed(self, folder: str = ".") -> dict[str, Any]:
+        tree = super().deepspeed(folder)
+        return tree | {"zero_optimization": {**tree["zero_optimization"], **dict(self.keys)}}
+
+
+def hierarchical(folder: Path, *, precision: str) -> None:
+    equals(folder, cell=Keyed(precision, 3, keys=(("zero_hpz_partition_size", 2),)))
+
+
 def twin_flow(folder: Path, *, device: str) -> None:
     """`device`: what DeepSpeed takes for the accelerator; "cpu" makes one optimizer of both."""
     accelerator = get_accelerator()
     accelerator._name = device  # stage3.py:1106 puts the device's share there
     try:
-        keys = {"sub_group_size": 10_000, "offload_optimizer": {**CPU, "ratio": 0.5}}
-        run_cell(folder, stage=3, precision="fp32", deepspeed=stage3(**keys))
+        offload = {"offload_optimizer": {**CPU, "ratio": 0.5}, "sub_group_size": 10_000}
+        equals(folder, cell=Keyed("fp32", 3, keys=tuple(offload.items())))
     finally:
         accelerator._name = "cpu"
 
 
-def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
-    hpz = partial(run_cell, stage=3, deepspeed=stage3(zero_hpz_partition_size=2))
-    return {
-        "nvme-fp32": ((2,), infinity),
-        "nvme-bf16": ((2,), infinity_in_bf16),
-        "hpz-fp32": ((2, 4), partial(hpz, precision="fp32")),
-        "hpz-bf16": ((2, 4), partial(hpz, precision="bf16")),
-        "twin-flow-as-one": ((2,), partial(twin_flow, device="cpu")),
-        "twin-flow-as-two": ((2,), partial(twin_flow, device="cpu:0")),
-    }
-
-
-CELLS = _cells()
+CELLS: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {
+    "nvme-fp32": ((2,), infinity),
+    "nvme-bf16": ((2,), infinity_in_bf16),
+    "hpz-fp32": ((2, 4), partial(hierarchical, precision="fp32")),
+    "hpz-bf16": ((2, 4), partial(hierarchical, precision="bf16")),
+    "twin-flow-as-one": ((2,), partial(twin_flow, device="cpu")),
+    "twin-flow-as-two": ((2,), partial(twin_flow, device="cpu:0")),
+}

@@ -6,6 +6,7 @@ import os
 import re
 import runpy
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ds_llama.zero import world
 
@@ -87,9 +90,37 @@ def held_bytes(program: Program) -> float:
     return sum(storages.values()) / sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
 
+class Sent(TorchDispatchMode):
+    """Elements that each kind of collective was given, whoever called it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if name.startswith("c10d::"):
+            tensors = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
+            self.elements[name] += max((t.numel() for t in tensors), default=0)
+        return func(*args, **(kwargs or {}))
+
+    def per_step(self, program: Program) -> float:
+        """Parameters that a rank sends in a step, as the page counts: an all-reduce twice."""
+        total = sum(getattr(p, "ds_numel", p.numel()) for p in program["model"].parameters())
+        once = ("reduce_", "_reduce_scatter_base_", "_allgather_base_")
+        sent = sum(self.elements[f"c10d::{name}"] for name in once)
+        return (sent + 2 * self.elements["c10d::allreduce_"]) / total / len(program["norms"])
+
+
 def every_step_trains_the_same(folder: Path) -> None:
     paths = programs(folder / f"rank{world.rank()}")
-    steps = [run(path) for path in paths]
+    steps, traffic = [], []
+    for path in paths:
+        with Sent() as sent:
+            steps.append(run(path))
+        traffic.append(sent.per_step(steps[-1]))
+    # What the page says of DDP and of DeepSpeed's default at stages 1 and 2, with A = 2.
+    assert traffic[:3] == pytest.approx([2, 3, 5], rel=1e-3)
     for number, program in enumerate(steps):
         far = differences(steps[0], program)
         assert max(far.values()) < TOLERANCE, (number, far)
@@ -99,6 +130,32 @@ def every_step_trains_the_same(folder: Path) -> None:
     # The page's fp32 table at N = 2, without gradients; padding is the rest.
     for program, wanted in zip(steps, (12, 10, 10, 6, 6), strict=True):
         assert held_bytes(program) == pytest.approx(wanted, rel=0.01)
+
+
+VARIANTS = {
+    # An all-gather and one (stage 1) or two (stage 2) reductions to the owner.
+    1: ('"stage": 1', '"use_multi_rank_bucket_allreduce": False', 2),
+    2: ('"stage": 2', '"use_multi_rank_bucket_allreduce": False', 3),
+    # No weight outlives its module's run. The save gathers once more, an eighth a step.
+    3: (
+        '"stage": 3',
+        '"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 0, '
+        '"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0',
+        6,
+    ),
+}
+
+
+def traffic_is_the_pages_table(folder: Path) -> None:
+    paths = programs(folder / f"rank{world.rank()}")
+    for number, (old, more, wanted) in VARIANTS.items():
+        text = paths[number].read_text()
+        assert text.count(old) == 1
+        paths[number].write_text(text.replace(old, f"{old}, {more}"))
+        with Sent() as sent:
+            program = run(paths[number])
+        per_step = sent.per_step(program)
+        assert wanted - 0.01 < per_step < wanted + (0.3 if number == 3 else 0.01), number
 
 
 def a_loss_divided_twice_is_seen(folder: Path) -> None:
@@ -112,6 +169,7 @@ def a_loss_divided_twice_is_seen(folder: Path) -> None:
 
 
 CELLS = {
+    "traffic": ((2,), traffic_is_the_pages_table),
     "every-step": ((2,), every_step_trains_the_same),
     "sabotage": ((2,), a_loss_divided_twice_is_seen),
 }

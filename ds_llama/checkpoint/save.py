@@ -40,6 +40,12 @@ def save(
     folder. Raises CheckpointError on every rank when one of them fails: nothing is sealed then,
     what was staged is removed, and every checkpoint committed before is as it was.
     """
+    if "nvme" in (resolved.offload_optimizer, resolved.offload_param):
+        raise CheckpointError(
+            "DeepSpeed cannot resume what is offloaded to NVMe, so nothing was saved",
+            where=str(root),
+            remedy="export the weights, or offload to the host",
+        )
     root, name = Path(root), names.step_name(step)
     doing = f"saving {name}"
     staged = ranks.together(doing, root, lambda: protocol.begin(root, name), only=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from ds_llama.checkpoint import save
@@ -10,9 +11,14 @@ from ds_llama.trainer.hooks.base import Hook, Row
 if TYPE_CHECKING:
     from ds_llama.trainer.job import Job
 
+log = logging.getLogger(__name__)
+
 
 class Save(Hook):
-    """Commits a checkpoint every `checkpoint.every_steps`, after the last step, and on a stop."""
+    """Commits a checkpoint every `checkpoint.every_steps`, after the last step, and on a stop.
+
+    None of what is offloaded to NVMe, which DeepSpeed cannot resume.
+    """
 
     def after_step(self, job: Job, row: Row) -> None:
         every = job.resolved.run.checkpoint.every_steps
@@ -20,7 +26,10 @@ class Save(Hook):
             _save(job)
 
     def after_training(self, job: Job) -> None:
-        if job.state.step > job.state.saved_step:
+        resolved = job.resolved
+        if "nvme" in (resolved.offload_optimizer, resolved.offload_param):
+            log.warning("no checkpoint: DeepSpeed cannot resume what is offloaded to NVMe")
+        elif job.state.step > job.state.saved_step:
             _save(job)
 
 

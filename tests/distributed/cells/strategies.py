@@ -9,10 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param
 
+from ds_llama.checkpoint.save import save
+from ds_llama.errors import CheckpointError
 from ds_llama.selftest.cells import Cell
 from ds_llama.trainer.build import construct
 from ds_llama.zero import engine as engines
@@ -93,6 +96,39 @@ def infinity(folder: Path) -> None:
     assert not train(folder / "lr", lr=1.01e-3, **every).equals(plain)
 
 
+def nothing_of_nvme_is_saved(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    size = world.world_size()
+    place = {**NVME, "nvme_path": str(folder)}
+    zero = {"zero_optimization": {"stage": 3, "offload_optimizer": place}}
+    run = make_run(folder, world=size, deepspeed=zero)
+    engine = register(construct(run), run)
+    with pytest.raises(CheckpointError, match="cannot resume what is offloaded to NVMe") as caught:
+        save(engine, folder / "checkpoints", 1, {}, engine.ds_llama.resolved)
+    assert "export the weights" in caught.value.remedy
+    assert not (folder / "checkpoints").exists()
+
+
+def zenflow_scrambles(folder: Path) -> None:
+    """Why zenflow-scrambles-weights is an error: matrices differ as soon as DeepSpeed has them."""
+    run = make_run(folder, world=world.world_size())
+    model = construct(run)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    intervals = {"select_strategy": "step", "select_interval": 2, "update_interval": 2}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+        "zero_optimization": {
+            "stage": 2,
+            "offload_optimizer": {**CPU, "pin_memory": False},
+            "zenflow": {"topk_ratio": 0.1, **intervals},
+        },
+    }
+    engines.create(model, config, model_parameters=list(model.parameters()))
+    kept = {name: torch.equal(p, before[name]) for name, p in model.named_parameters()}
+    assert kept == {name: p.dim() == 1 for name, p in before.items()}
+
+
 def infinity_in_bf16(folder: Path) -> None:
     train = partial(trained, precision="bf16", vocab_size=16384)
     plain = train(folder / "host", offload_optimizer=CPU)
@@ -131,6 +167,8 @@ def twin_flow(folder: Path, *, device: str) -> None:
 CELLS: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {
     "nvme-fp32": ((2,), infinity),
     "nvme-bf16": ((2,), infinity_in_bf16),
+    "nvme-is-not-saved": ((2,), nothing_of_nvme_is_saved),
+    "zenflow-scrambles": ((2,), zenflow_scrambles),
     "hpz-fp32": ((2, 4), partial(hierarchical, precision="fp32")),
     "hpz-bf16": ((2, 4), partial(hierarchical, precision="bf16")),
     "twin-flow-as-one": ((2,), partial(twin_flow, device="cpu")),

@@ -12,6 +12,7 @@ from tests.unit.config.rule_words import (
     NVME,
     ON_CPU,
     RUN,
+    SAVING,
     ZENFLOW,
     offload,
     zero,
@@ -176,6 +177,13 @@ CASES = [
         {**offload(), "aio": {"queue_depth": 16}},
         {**zero(3, offload_param={**NVME, "nvme_path": "nvme"}), "aio": {"queue_depth": 16}},
         {},
+    ),
+    (
+        "nvme-checkpoints",
+        "zero_optimization.offload_param.device",
+        zero(3, offload_param={**NVME, "nvme_path": "nvme"}),
+        zero(3, offload_param=CPU),
+        SAVING,
     ),
     (
         "nvme-below-stage-3",

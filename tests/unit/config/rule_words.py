@@ -51,6 +51,12 @@ REPRODUCIBLE = {
         }
     ),
 }
+SAVING = {
+    "dialect": "run",
+    "run": load_run(
+        {"model": {"preset": "tiny"}, "data": {"train": "x"}, "checkpoint": {"every_steps": 2}}
+    ),
+}
 CONTIGUOUS = {"contiguous_memory_optimization": True}
 FULL_ACCUMULATION = {"data_types": {"grad_accum_dtype": "fp32"}}
 HALF_ACCUMULATION = {"data_types": {"grad_accum_dtype": "bf16"}}

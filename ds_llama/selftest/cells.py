@@ -55,9 +55,10 @@ class Limits:
     grad_norm: relative. A gradient is a sum over ranks and micro-batches, and the norm a sum of
         squares over partitions: again some ulp (1.2e-7 each at 1).
     clip_coef: absolute, of at most 1; it is the norm's inverse.
-    parameters: absolute, fp32, of weights around 0.1 that move by some 1e-3 (the learning rate) an
-        update. Adam divides by the gradient's own size: an ulp of a sum's terms that is left in a
-        gradient close to zero moves a parameter by a visible part of the learning rate.
+    parameters: absolute, fp32; the largest are near 1 (one ulp is 1.2e-7 above it), and all move by
+        some 1e-3, the learning rate, an update. Adam divides by the gradient's own size: an ulp of
+        a sum's terms (4e-9) that is left in a gradient close to zero moves a parameter by lr / eps
+        times as much.
     """
 
     loss: float
@@ -72,9 +73,9 @@ class Limits:
 # In half precision the reference goes on from the engine's masters after each update, so what is
 # left there is one update's difference; in fp32 it is that of all of them.
 LIMITS = {
-    "fp32": Limits(loss=1e-6, grad_norm=2e-6, clip_coef=2e-6, parameters=6e-6),
-    "bf16": Limits(loss=1e-6, grad_norm=2e-6, clip_coef=2e-6, parameters=1e-6),
-    "fp16": Limits(loss=1e-6, grad_norm=2e-6, clip_coef=2e-6, parameters=1e-6),
+    "fp32": Limits(loss=1e-6, grad_norm=5e-7, clip_coef=2.5e-7, parameters=5e-7),
+    "bf16": Limits(loss=1e-6, grad_norm=5e-7, clip_coef=2.5e-7, parameters=2.5e-7),
+    "fp16": Limits(loss=1e-6, grad_norm=5e-7, clip_coef=2.5e-7, parameters=2.5e-7),
 }
 
 

@@ -24,7 +24,7 @@ from torch.distributed import distributed_c10d
 from ds_llama.config.resolve import versions
 from ds_llama.errors import DsLlamaError, RunError
 from ds_llama.selftest.cells import Cell, select
-from ds_llama.selftest.compare import compare, reason_not_to_run
+from ds_llama.selftest.compare import compare, reason_not_to_run, remember_processor
 from ds_llama.selftest.outcome import ERROR, NOT_RUN, Outcome, merge, row
 from ds_llama.selftest.sabotage import SABOTAGES, Sabotage
 from ds_llama.zero import world
@@ -39,6 +39,7 @@ def run_rank(folder: Path, say: Callable[[str], None] = lambda line: None) -> No
     if every rank came out of it; RunError, on the ranks that did, if one stays behind.
     """
     plan = json.loads((folder / "plan.json").read_text())
+    remember_processor()
     world.join()
     if world.rank() == 0:
         (folder / "about.json").write_text(json.dumps(_about()))

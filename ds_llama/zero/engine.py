@@ -9,6 +9,8 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime import torch_autocast
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 
 from ds_llama.errors import RunError
@@ -158,3 +160,20 @@ def gradient_norm(engine: Any) -> torch.Tensor | None:
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
+
+
+def destroy(engine: Any) -> None:
+    """`engine.destroy()`, which alone keeps a ZeRO-3 engine in memory as long as the process.
+
+    Its module stays at the bottom of the stack of modules in their forward
+    (deepspeed/runtime/zero/parameter_offload.py:315), and a method's cache without a bound holds
+    modules and coordinators (partitioned_param_coordinator.py:633). The cache is every engine's:
+    one that lives computes its entries again.
+    """
+    module = engine.module
+    engine.destroy()
+    FWD_MODULE_STACK[:] = [other for other in FWD_MODULE_STACK if other is not module]
+    for method in vars(PartitionedParameterCoordinator).values():
+        for cell in getattr(method, "__closure__", None) or ():  # behind DeepSpeed's own decorator
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()

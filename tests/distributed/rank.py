@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from ds_llama.selftest.compare import remember_processor
 from ds_llama.zero import world
 from tests.distributed.cells import cells_of
 
@@ -20,6 +21,7 @@ def main(folder: Path, patterns: list[str]) -> None:
     torch.set_num_threads(1)
     # DeepSpeed refuses fp16 where oneDNN has no fast kernels for it; torch's own compute it anyway.
     get_accelerator().is_fp16_supported = lambda: True
+    remember_processor()
     world.join()
     cells = cells_of(world.world_size(), patterns)
     gc.freeze()  # an Account collects garbage often, which need not look at every module each time

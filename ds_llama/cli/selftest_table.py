@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _TITLES = {"loss": "loss", "grad_norm": "grad norm", "clip_coef": "clip", "parameters": "param."}
 _STYLES = {OK: "green", BEYOND: "bold red", ERROR: "bold red", NOT_RUN: "dim"}
 # Narrower terminals are shown the largest difference only, still narrower ones the verdict.
-_WIDE, _MIDDLE = 98, 72
+_WIDE, _MIDDLE = 100, 80
 
 
 def show(report: Report) -> None:

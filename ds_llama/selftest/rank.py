@@ -71,7 +71,9 @@ def attempt(cell: Cell, folder: Path, sabotage: Sabotage | None) -> Outcome:
     return Outcome.judge(gaps, cell.limits, time.perf_counter() - start)
 
 
-def everyones(number: int, name: str, mine: Outcome) -> list[Outcome]:
+def everyones(
+    number: int, name: str, mine: Outcome, patience: timedelta = PATIENCE
+) -> list[Outcome]:
     """Every rank's outcome of a cell, exchanged through the store that the ranks met at.
 
     Not by a collective, which a rank that is stuck in the cell would take for one of its own.
@@ -81,11 +83,11 @@ def everyones(number: int, name: str, mine: Outcome) -> list[Outcome]:
     keys = [f"ds_llama/selftest/{number}/{rank}" for rank in range(size)]
     store.set(keys[world.rank()], json.dumps(mine.to_dict()))
     try:
-        store.wait(keys, PATIENCE)
+        store.wait(keys, patience)
     except RuntimeError as error:
         raise RunError(
             f"rank {world.rank()} came out of a cell ({mine.reason or mine.verdict}), and another "
-            f"did not within {PATIENCE.seconds} s",
+            f"did not within {patience.total_seconds():g} s",
             where=name,
             remedy=f"run it alone: ds-llama selftest --nproc {size} --only {name}",
         ) from error

@@ -48,17 +48,17 @@ OFFLOAD: dict[str, dict[str, Any]] = {
 class Limits:
     """The largest differences that the order of sums explains; each has its reason here.
 
-    Seen: what the whole matrix came to on two CPU cores, at one and two processes.
+    Seen is the largest of the whole matrix on CPU, at one and two processes.
 
-    loss: nats, of some 5. Both sides sum cross-entropies of the same bits in another order: a few
-        ulp (2.4e-7 each at 4 to 8).
+    loss: nats, of some 5. Both sides sum cross-entropies of the same bits in another order: two
+        ulp (4.8e-7 each at 4 to 8). Seen: 4.8e-7.
     grad_norm: relative. A gradient is a sum over ranks and micro-batches, and the norm a sum of
-        squares over partitions: again some ulp (1.2e-7 each at 1).
-    clip_coef: absolute, of at most 1; it is the norm's inverse.
-    parameters: absolute, fp32; the largest are near 1 (one ulp is 1.2e-7 above it), and all move by
-        some 1e-3, the learning rate, an update. Adam divides by the gradient's own size: an ulp of
-        a sum's terms (4e-9) that is left in a gradient close to zero moves a parameter by lr / eps
-        times as much.
+        squares over partitions: four ulp (1.2e-7 each at 1). Seen: 1.7e-7.
+    clip_coef: absolute; the norm's inverse, below 1/2 here. Seen: 8.9e-8.
+    parameters: absolute, fp32; the largest are near 1, where an ulp is 1.2e-7. All move by some
+        1e-3, the learning rate, an update, in which an ulp of a gradient's terms (4e-9) that is
+        left in a gradient close to zero counts lr / eps times (`tiny.OPTIMIZER`). One ulp an
+        update in fp32, two for the one update that is seen in half precision. Seen: 1.2e-7.
     """
 
     loss: float

@@ -28,7 +28,7 @@ from ds_llama.selftest.cells import LOSS_SCALE, Cell
 from ds_llama.selftest.outcome import Gaps
 from ds_llama.selftest.reference import Reference
 from ds_llama.selftest.sabotage import Sabotage
-from ds_llama.selftest.tiny import global_batch, make_run, split
+from ds_llama.selftest.tiny import OPTIMIZER, global_batch, make_run, split
 from ds_llama.zero import engine as engines
 from ds_llama.zero import world
 from ds_llama.zero.construct import build
@@ -36,9 +36,6 @@ from ds_llama.zero.register import register, resolve_here
 from ds_llama.zero.step import take_step
 
 STEPS, MICRO = 4, 2
-# Adam divides: an error in a gradient close to zero grows by lr / eps, which is 10 here and 1e5 at
-# the default of 1e-8, which left up to 3.8e-6 between fp32 parameters. Nine of ten are larger.
-EPS = 1e-4
 _UNTOUCHED = Sabotage("nothing")
 
 
@@ -56,7 +53,7 @@ def compare(cell: Cell, folder: Path, sabotage: Sabotage | None = None) -> Gaps:
     reference = Reference(
         build(resolved, how="plain"),
         reduce_in_half=half and cell.accumulation == 1,
-        eps=EPS,
+        eps=OPTIMIZER["eps"],
         loss_scale=LOSS_SCALE if cell.precision == "fp16" else 1.0,
     )
     engine = register(build(resolved), run)
@@ -109,7 +106,7 @@ def _run(cell: Cell, folder: Path) -> Run:
         world=size,
         micro_batch_size=MICRO,
         model=model,
-        optimizer={"lr": 1e-3, "eps": EPS, "weight_decay": 0.1, "schedule": "constant"},
+        optimizer=OPTIMIZER,
         deepspeed=cell.deepspeed(str(folder)),
     )
 

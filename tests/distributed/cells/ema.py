@@ -24,6 +24,7 @@ from ds_llama.checkpoint.resume import resume
 from ds_llama.errors import CheckpointError
 from ds_llama.evals.perplexity import evaluate
 from ds_llama.selftest.cells import LIMITS
+from ds_llama.selftest.tiny import OPTIMIZER
 from ds_llama.trainer.build import construct
 from ds_llama.weights.export import export_model
 from ds_llama.weights.folder import ModelFolder
@@ -60,6 +61,7 @@ class TorchAverage:
 
 def engine_for(folder: Path, **keys: Any) -> Any:
     keys.setdefault("ema", {"decay": DECAY})
+    keys.setdefault("optimizer", OPTIMIZER)
     run = make_run(folder, world=world.world_size(), micro_batch_size=MICRO, **keys)
     return register(construct(run), run)
 
@@ -87,7 +89,7 @@ def equals_torch(folder: Path, *, accumulation: int = 1, decay: float = DECAY, *
     size, precision = world.world_size(), keys["precision"]
     engine = engine_for(folder, accumulation=accumulation, **keys)
     run = engine.ds_llama.resolved.run
-    reference = Reference(construct(run, how="plain"))
+    reference = Reference(construct(run, how="plain"), eps=OPTIMIZER["eps"])
     own, plain = TorchAverage(decay), TorchAverage(decay)
     for step in range(STEPS):
         engines.set_lr(engine, 1e-3)

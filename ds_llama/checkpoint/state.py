@@ -119,6 +119,7 @@ def require_same_layout(state: dict[str, Any], resolved: Any, where: Path) -> No
                 remedy="run with the checkpoint's value, or export the checkpoint and start from "
                 'its weights ({"model": {"pretrained": FOLDER}})',
             )
+    _require_same_optimizer(state["run"], resolved.to_json(), where)
     model = resolved.model.to_hf()
     for key in SHAPES:
         if state["model"].get(key) != model.get(key):
@@ -128,6 +129,28 @@ def require_same_layout(state: dict[str, Any], resolved: Any, where: Path) -> No
                 where=str(where / NAME),
                 remedy="run with the checkpoint's model, or give this run another output folder",
             )
+
+
+def _require_same_optimizer(then: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Moments belong to a type, and to the groups that its parameters are divided into."""
+    kinds, rows = zip(*(_optimizer(run) for run in (then, now)), strict=True)
+    if kinds[0] != kinds[1] or rows[0] != rows[1]:
+        what = [
+            f"{kind} with {len(row)} rows of groups" for kind, row in zip(kinds, rows, strict=True)
+        ]
+        raise CheckpointError(
+            f"the checkpoint's optimizer is {what[0]}, this run's {what[1]}"
+            + (", over other parameters" if what[0] == what[1] else ""),
+            where=str(where / NAME),
+            remedy="run with the checkpoint's optimizer, or export the checkpoint and start from "
+            'its weights ({"model": {"pretrained": FOLDER}})',
+        )
+
+
+def _optimizer(run: dict[str, Any]) -> tuple[str, list[list[str]]]:
+    section = run.get("optimizer") or run["deepspeed"].get("optimizer") or {}
+    rows = [list(row["parameters"]) for row in section.get("groups", ())]
+    return str(section.get("type", "AdamW")), rows
 
 
 def _phrase(key: str, value: Any) -> str:

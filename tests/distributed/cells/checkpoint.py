@@ -214,6 +214,19 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
     for stage in (1, 2, 3):  # stage 1 is another optimizer of DeepSpeed's then
         cell = partial(goes_on, stage=stage, precision="bf16", **accumulated)
         found[f"goes_on-{stage}-bf16-fp32-gradients"] = (alone, cell)
+    rows = [{"parameters": ["*norm*"], "lr": 0.2}, {"parameters": ["*"], "gradient_clipping": 0.1}]
+    own: tuple[tuple[int, dict[str, Any]], ...] = (
+        (2, {"type": "SGD", "groups": rows}),
+        (3, {"type": "Lion", "groups": rows}),
+        (1, {"type": "Adagrad"}),
+        (1, {"type": "Muon"}),
+        (2, {"type": "Muon"}),
+        (3, {"type": "Muon"}),
+    )
+    for stage, section in own:
+        unclipped = {"optimizer": section, "deepspeed": {"gradient_clipping": 0.0}}
+        cell = partial(goes_on, stage=stage, precision="bf16", **unclipped)
+        found[f"goes_on-{stage}-{section['type']}"] = (alone, cell)
     for stage in (0, 2, 3):
         found[f"one_rank_fails-{stage}"] = (
             alone,

@@ -10,6 +10,7 @@ import torch
 
 from ds_llama.checkpoint import state as states
 from ds_llama.config import load_run
+from ds_llama.config.optimizer import SGD, AdamW
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.errors import CheckpointError
 from ds_llama.zero.pieces import pieces
@@ -92,6 +93,19 @@ def test_another_layout_is_named_with_both_values(
     assert caught.value.what == message
     assert caught.value.where == str(tmp_path / "state.json")
     assert "export the checkpoint and start from its weights" in caught.value.remedy
+
+
+def test_another_optimizer_is_named(resolved: Resolved, tmp_path: Path) -> None:
+    rows = ({"parameters": ["*norm*"]},)
+    for section, words in (
+        (SGD(), "AdamW with 0 rows of groups, this run's SGD with 0 rows of groups"),
+        (AdamW(groups=rows), "AdamW with 0 rows of groups, this run's AdamW with 1 rows of groups"),
+    ):
+        other = replace(resolved, run=resolved.run.model_copy(update={"optimizer": section}))
+        with pytest.raises(CheckpointError) as caught:
+            states.require_same_layout(_build(resolved), other, tmp_path)
+        assert caught.value.what == f"the checkpoint's optimizer is {words}"
+        assert "run with the checkpoint's optimizer" in caught.value.remedy
 
 
 def test_another_model_is_named(resolved: Resolved, tmp_path: Path) -> None:

@@ -122,6 +122,10 @@ class Filling:
 
         DeepSpeed's default adds in half precision, and the stages then differ among themselves.
         Muon's momentum has the type that is added in (or, at stage 3, communicated in).
+        The price is 2 bytes a parameter between micro-batches, on every rank at stage 1 (where
+        the whole buffer, 4 bytes a parameter, also stays between steps in bf16), divided by the
+        world at 2 and 3, and 2 bytes an element of a reduce bucket. Writing grad_accum_dtype opts
+        out.
         """
         half = next((s for s in ("bf16", "fp16") if tree.get(s, {}).get("enabled")), None)
         exact = self.run.train.reproducible
@@ -132,8 +136,9 @@ class Filling:
             f"{half}_master_weights_and_grads"
         ):
             return
-        tree.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
-        tree.setdefault("communication_data_type", "fp32")
+        chosen = tree.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        if muon or str(chosen).removeprefix("torch.") in ("fp32", "float32", "float"):
+            tree.setdefault("communication_data_type", "fp32")
 
     def _own_optimizer(self, tree: dict[str, Any]) -> None:
         """What the run's own optimizer needs DeepSpeed to leave alone."""

@@ -83,16 +83,16 @@ def host_without_partition(context: Context) -> Iterator[Problem]:
 
 
 def partition_alone(context: Context) -> Iterator[Problem]:
-    """A script may give `mpu` to DeepSpeed's configure; a run has `tensor_parallel` for that."""
-    alone = context.get("tensor_parallel.autotp_size", 0) <= 1
-    if context.get(_PARTITION, False) and not context.get(_CONTIGUOUS, False) and alone:
+    """A script may give DeepSpeed's configure an `mpu`; a run gives it none (zero/recompute.py)."""
+    shared = context.dialect != "run" and context.get("tensor_parallel.autotp_size", 0) > 1
+    if context.get(_PARTITION, False) and not context.get(_CONTIGUOUS, False) and not shared:
         yield Problem(
             "partition-alone",
             _severity(context),
             _PARTITION,
-            "partition_activations does nothing without tensor parallelism: there is no one to "
-            "share the activations with",
-            "leave it out",
+            "partition_activations does nothing without tensor-parallel ranks to share the "
+            "activations with, which it is not told of here",
+            "leave it out, or turn contiguous_memory_optimization on, which needs it",
         )
 
 

@@ -24,6 +24,34 @@ def half_at_stage_0(context: Context) -> Iterator[Problem]:
         )
 
 
+def scale_that_cannot_fall(context: Context) -> Iterator[Problem]:
+    """runtime/fp16/loss_scaler.py `DynamicLossScaler.update_scale` compares hysteresis with 1, and
+    goes from any scale to the smallest."""
+    if not context.enabled("fp16") or context.get("fp16.loss_scale", 0):
+        return
+    if context.get("fp16.hysteresis", 2) == 0:
+        yield Problem(
+            "no-hysteresis",
+            "error",
+            "fp16.hysteresis",
+            "with hysteresis 0 the loss scale is never lowered, and every update may be skipped",
+            "write 1 to lower it at every overflow, or 2, the default",
+        )
+    start, least = (
+        context.get("fp16.initial_scale_power", 16),
+        context.get("fp16.min_loss_scale", 1),
+    )
+    if 2.0**start < least:
+        yield Problem(
+            "scale-below-minimum",
+            "error",
+            "fp16.min_loss_scale",
+            f"the loss scale begins at {2.0**start:g} (2 to the power of initial_scale_power), "
+            f"below min_loss_scale ({least:g}): an overflow would raise it",
+            f"write at most {2.0**start:g}, or a greater initial_scale_power",
+        )
+
+
 def fp16_and_bf16(context: Context) -> Iterator[Problem]:
     if context.bf16 and context.enabled("fp16"):
         yield Problem(
@@ -125,7 +153,8 @@ def accumulation_dtype(context: Context) -> Iterator[Problem]:
             "data_types.grad_accum_dtype",
             f"{steps:g} micro-batches are added up in {wanted}: bits are lost with each, and the "
             "stages differ among themselves",
-            'write "fp32" (2 more bytes a parameter), and "communication_data_type": "fp32"',
+            'write "fp32" (2 more bytes a parameter, divided by the world at stages 2 and 3), and '
+            '"communication_data_type": "fp32"',
         )
 
 

@@ -16,11 +16,13 @@ import torch
 from ds_llama.checkpoint.resume import resume
 from ds_llama.checkpoint.save import save
 from ds_llama.errors import RunError
+from ds_llama.measure.accounting import Account
 from ds_llama.trainer.build import construct
 from ds_llama.trainer.hooks.finite import PATIENCE_STEPS, StopOnNonFinite
 from ds_llama.zero import world
 from ds_llama.zero.register import register
 from ds_llama.zero.step import StepResult, take_step
+from tests.distributed.reference import Reference
 from tests.distributed.runs import global_batch, make_run, split
 
 CULPRIT = "model.layers.1.mlp.up_proj.weight"
@@ -135,6 +137,61 @@ def stops_in_patience(folder: Path, *, good: int, **keys: Any) -> None:
     )
 
 
+HALF_SUMS = {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16"}
+
+
+def sums_in_fp32(folder: Path, *, stage: int, offload: str = "none") -> None:
+    """Eight bf16 micro-batches: the norm is the reference's fp32 one, and not if summed in bf16."""
+    size, count = world.world_size(), 8
+    keys = {"stage": stage, "precision": "bf16", "offload": offload, "accumulation": count}
+    gaps = {}
+    for name, chosen in (("fp32", {}), ("bf16", HALF_SUMS)):
+        engine = engine_of(folder, deepspeed=chosen, **keys)
+        resolved = engine.ds_llama.resolved.deepspeed
+        assert resolved["data_types"]["grad_accum_dtype"] == name
+        assert resolved["communication_data_type"] == name
+        reference = Reference(construct(engine.ds_llama.resolved.run, how="plain"))
+        batch = global_batch(0, 2 * count * size)
+        everyones = [micro for rank in range(size) for micro in split(batch, 2, rank, size)]
+        _, norm = reference.step(everyones, size)
+        gaps[name] = abs(step(engine).grad_norm / norm - 1)
+    assert gaps["fp32"] < 1e-6, gaps
+    assert gaps["bf16"] > 5e-6, gaps
+
+
+def fp32_sums_cost(folder: Path, *, stage: int) -> None:
+    """2 bytes a parameter between micro-batches, whole at stage 1 and sharded at 2 and 3.
+
+    At stage 3 the reduce bucket, which DeepSpeed allocates once, has 2 more an element; at stage 1
+    bf16's whole fp32 buffer stays after the update.
+    """
+    size = world.world_size()
+    between, after = {}, {}
+    for name, chosen in (("fp32", {}), ("bf16", HALF_SUMS)):
+        account = Account()
+        with account:
+            engine = engine_of(
+                folder, stage=stage, precision="bf16", accumulation=2, deepspeed=chosen
+            )
+            for micro in split(global_batch(0, 4 * size), 2, world.rank(), size):
+                with account.phase("backward"):
+                    engine.backward(engine(**micro, reduction="sum").loss)
+                with account.phase("step"):
+                    engine.step()
+        between[name], after[name] = (account.phases[i].total.now_bytes for i in (0, 3))
+    zero = engine.ds_llama.resolved.deepspeed["zero_optimization"]
+    whole = engine.ds_llama.resolved.model.num_parameters
+    held = whole if stage == 1 else whole // size
+    assert whole % size == 0
+    bucket = 2 * zero["reduce_bucket_size"] if stage == 3 else 0
+    price = between["fp32"] - between["bf16"]
+    # At stage 2 bf16's sums are views, so that a norm weight that is cut in two is kept whole.
+    slack = 2 * 64 if stage == 2 and size > 1 else 0
+    assert 0 <= 2 * held + bucket - price <= slack, (price, 2 * held, bucket)
+    stays = {1: 4 * whole, 2: 0, 3: 2 * held + bucket}[stage]
+    assert after["fp32"] - after["bf16"] == stays, (after, stays)
+
+
 CELLS: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {
     "scale-falls-stage1": ((2,), partial(falls_to_its_end, stage=1)),
     "scale-falls-stage2": ((1,), partial(falls_to_its_end, stage=2)),
@@ -152,4 +209,13 @@ CELLS: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {
         partial(stops_in_patience, good=0, stage=1, precision="bf16", accumulation=2),
     ),
     "patience-fp32-stage3": ((2,), partial(stops_in_patience, good=0, stage=3)),
+    "fp32-sums-stage1": ((2,), partial(sums_in_fp32, stage=1)),
+    "fp32-sums-stage2": ((1,), partial(sums_in_fp32, stage=2)),
+    "fp32-sums-stage2-offload": ((2,), partial(sums_in_fp32, stage=2, offload="optimizer")),
+    "fp32-sums-stage3": ((2,), partial(sums_in_fp32, stage=3)),
+    "fp32-sums-stage3-offload": ((1,), partial(sums_in_fp32, stage=3, offload="all")),
+    **{
+        f"fp32-sums-cost-stage{stage}": ((1, 2), partial(fp32_sums_cost, stage=stage))
+        for stage in (1, 2, 3)
+    },
 }

@@ -12,6 +12,7 @@ from tests.unit.config.rule_words import (
     TINY,
     adam,
     ckpt,
+    fp16,
     scheduler,
     zero,
 )
@@ -128,6 +129,14 @@ CASES = [
         ckpt(**CONTIGUOUS, number_checkpoints=2, partition_activations=True),
         {},
     ),
+    ("no-hysteresis", "fp16.hysteresis", fp16(hysteresis=0), fp16(hysteresis=1), {}),
+    (
+        "scale-below-minimum",
+        "fp16.min_loss_scale",
+        fp16(initial_scale_power=2, min_loss_scale=8),
+        fp16(initial_scale_power=3, min_loss_scale=8),
+        {},
+    ),
     (
         "number-alone",
         "activation_checkpointing.number_checkpoints",
@@ -162,6 +171,13 @@ CASES = [
         ckpt(partition_activations=True),
         ckpt(**CONTIGUOUS, number_checkpoints=2, partition_activations=True),
         {},
+    ),
+    (
+        "partition-alone",
+        "activation_checkpointing.partition_activations",
+        {**ckpt(partition_activations=True), "tensor_parallel": {"autotp_size": 2}},
+        ckpt(partition_activations=False),
+        RUN,
     ),
     (
         "pipeline-with-zero",

@@ -26,6 +26,10 @@ def ckpt(**keys):
     return {"activation_checkpointing": keys}
 
 
+def fp16(**keys):
+    return {**zero(1), "fp16": {"enabled": True, **keys}}
+
+
 def scheduler(kind, **params):
     return {"scheduler": {"type": kind, "params": params}}
 

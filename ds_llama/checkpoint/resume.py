@@ -9,7 +9,7 @@ from ds_llama.checkpoint import checksums, ranks, rng
 from ds_llama.checkpoint import state as states
 from ds_llama.commit.verify import verify
 from ds_llama.errors import CheckpointError
-from ds_llama.zero import ema, world
+from ds_llama.zero import ema, exact, world
 from ds_llama.zero import engine as engines
 
 
@@ -31,6 +31,8 @@ def resume(engine: Any, checkpoint: str | Path, resolved: Any) -> dict[str, Any]
     ranks.together("comparing", folder, lambda: _check_counters(engine, state, folder))
     if resolved.run.ema is None:
         ema.drop(engine)
+    if (sums := exact.of(engine)) is not None:
+        sums.exponents.update(state.get("gradient_units") or {})
     rng.restore(state["ranks"][world.rank()]["rng"])
     return states.progress(state)
 

@@ -3,6 +3,7 @@
 format, step, tokens_seen, samples_seen, …   where the run stood, as the trainer said
 world_size, stage, dtype, offload            what a resume has to match
 loss_scale, optimizer_step
+gradient_units                               train.reproducible: log2 of each parameter's unit
 model                                        config.json of the network, in Hugging Face's words
 run, deepspeed_sha256, versions              what it was trained with; run holds the JSON
 ranks: [{rng}, …]                            generators of every rank
@@ -21,6 +22,7 @@ from typing import Any
 
 from ds_llama.errors import CheckpointError
 from ds_llama.zero import engine as engines
+from ds_llama.zero import exact
 
 NAME = "state.json"
 FORMAT = 1
@@ -67,6 +69,7 @@ def build(
         **describe(resolved),
         "loss_scale": engines.loss_scale(engine),
         "optimizer_step": engines.adam_step(engine),
+        "gradient_units": sums.exponents if (sums := exact.of(engine)) else None,
         "model": resolved.model.to_hf(),
         "run": resolved.to_json(),
         "deepspeed_sha256": _hash(resolved.deepspeed),
@@ -82,7 +85,7 @@ def build(
 
 def progress(state: dict[str, Any]) -> dict[str, Any]:
     """What the trainer gave to `build`, and the step."""
-    ours = {"format", *MATCHED, "loss_scale", "optimizer_step", "model", "run"}
+    ours = {"format", *MATCHED, "loss_scale", "optimizer_step", "gradient_units", "model", "run"}
     ours |= {"deepspeed_sha256", "versions", "ranks", "parameter_order", "checksums"}
     return {key: value for key, value in state.items() if key not in ours}
 

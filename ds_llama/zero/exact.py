@@ -21,10 +21,12 @@ loss (`zero.step`). What is no sum but differs between stages is dealt with wher
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
 
@@ -146,9 +148,22 @@ def apply(engine: Any, micro_batches: int) -> ExactSums:
     if hasattr(engine.optimizer, "clip_grad"):
         engine.optimizer.clip_grad = 0.0
     engine.clip_fp32_gradients = lambda: None
+    if world.device().type == "cuda":
+        # Read when cuBLAS is first used. A kernel that has no such form says so in a warning.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     exact = ExactSums(engine, micro_batches)
     engines.before_update(engine, exact.before_update)
+    # It would say that gradients were not finite (fp16/loss_scaler.py:153).
+    deepspeed.utils.logger.addFilter(
+        lambda record: not (exact.rejected and "OVERFLOW" in record.getMessage())
+    )
     return exact
+
+
+def of(engine: Any) -> ExactSums | None:
+    """What `apply` returned for this engine."""
+    return getattr(getattr(engine, "ds_llama", None), "exact", None)
 
 
 def adamw(section: AdamW, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

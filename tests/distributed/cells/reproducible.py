@@ -18,10 +18,13 @@ import torch
 from torch.nn import functional
 
 from ds_llama.checkpoint import checksums
+from ds_llama.checkpoint.resume import resume
 from ds_llama.trainer.build import construct
+from ds_llama.zero import engine as engines
 from ds_llama.zero import exact, world
 from ds_llama.zero.register import register
 from ds_llama.zero.step import take_step
+from tests.distributed.cells.checkpoint import commit
 from tests.distributed.runs import global_batch, make_run
 
 STEPS, ROWS, MICRO = 3, 8, 2
@@ -29,15 +32,23 @@ BITS = "bits.json"
 Bits = dict[str, Any]
 
 
-def train(folder: Path, stage: int, precision: str, **more: Any) -> Bits:
-    """Three updates, each from four micro-batches, dealt to ranks as the loader deals them."""
-    size = world.world_size()
+def engine_for(folder: Path, stage: int, precision: str, **more: Any) -> Any:
     sizes = {"micro_batch_size": MICRO, "global_batch_size": ROWS}
     mode = {"steps": STEPS, **sizes, "reproducible": True}
     run = make_run(folder, stage=stage, precision=precision, train=mode, **more)
-    engine = register(construct(run), run)
-    steps = []
-    for step in range(STEPS):
+    return register(construct(run), run)
+
+
+def train(engine: Any, first: int = 0, last: int = STEPS, *, outgrow: bool = False) -> Bits:
+    """Updates, each from four micro-batches, dealt to ranks as the loader deals them.
+
+    outgrow: give the gradients of the last step units that are far too small.
+    """
+    size, steps = world.world_size(), []
+    for step in range(first, last):
+        if outgrow and step == last - 1:
+            exponents = engine.ds_llama.exact.exponents
+            exponents.update({name: log2 - 16 for name, log2 in exponents.items()})
         batch = global_batch(step, ROWS)
         mine = range(world.rank() * MICRO, ROWS, size * MICRO)
         window = [{k: v[at : at + MICRO] for k, v in batch.items()} for at in mine]
@@ -51,9 +62,13 @@ def train(folder: Path, stage: int, precision: str, **more: Any) -> Bits:
     return {"steps": steps, "held": {n: {"master": k["weight"], **k} for n, k in held.items()}}
 
 
+def bits_of(folder: Path, stage: int, precision: str, **more: Any) -> Bits:
+    return train(engine_for(folder, stage, precision, **more))
+
+
 def same_bits(folder: Path, precision: str) -> None:
     stages = (0, 1, 2, 3) if precision == "fp32" else (1, 2, 3)
-    found = {stage: train(folder / str(stage), stage, precision) for stage in stages}
+    found = {stage: bits_of(folder / str(stage), stage, precision) for stage in stages}
     if world.rank() == 0:
         (folder / BITS).write_text(json.dumps(found[3]))
     assert all(bits == found[3] for bits in found.values()), difference(found)
@@ -62,10 +77,36 @@ def same_bits(folder: Path, precision: str) -> None:
 def same_bits_offloaded(folder: Path) -> None:
     places = {"none": 2, "optimizer": 2, "all": 3}
     found = {
-        place: train(folder / place, stage, "bf16", offload=place)
+        place: bits_of(folder / place, stage, "bf16", offload=place)
         for place, stage in places.items()
     }
     assert found["none"] == found["optimizer"] == found["all"], difference(found)
+
+
+def same_bits_when_outgrown(folder: Path) -> None:
+    """Units that a step's gradients outgrow are replaced, and the step is made once."""
+    found = {}
+    for stage in (0, 1, 2, 3):
+        engine = engine_for(folder / str(stage), stage, "fp32")
+        found[stage] = train(engine, outgrow=True)
+        assert engines.adam_step(engine) == STEPS
+        assert engine.skipped_steps == (0 if stage == 0 else 2), "the first window, and this one"
+    assert all(bits == found[3] for bits in found.values()), difference(found)
+    usual = bits_of(folder / "usual", 2, "fp32")
+    assert found[2]["steps"][:2] == usual["steps"][:2]
+    assert found[2]["steps"][2][0] == usual["steps"][2][0], "the loss of the same weights"
+
+
+def same_bits_after_a_resume(folder: Path) -> None:
+    through = bits_of(folder / "through", 2, "bf16")
+    engine = engine_for(folder / "first", 2, "bf16")
+    train(engine, 0, 2)
+    saved = commit(engine, folder, 2)
+    engine = engine_for(folder / "second", 2, "bf16")
+    resume(engine, saved, engine.ds_llama.resolved)
+    found = train(engine, 2, 3)
+    assert engine.skipped_steps == 1, "before the checkpoint"
+    assert found == through | {"steps": through["steps"][2:]}
 
 
 def difference(found: dict[Any, Bits]) -> str:
@@ -121,12 +162,14 @@ def with_torchs_linear() -> Iterator[None]:
 
 def sabotaged(folder: Path, sabotage: Callable[[], Any], **more: Any) -> None:
     with sabotage():
-        found = [train(folder / str(stage), stage, **more) for stage in (1, 2, 3)]
+        found = [bits_of(folder / str(stage), stage, **more) for stage in (1, 2, 3)]
     assert not found[0] == found[1] == found[2], f"{sabotage.__name__} changes nothing"
 
 
 CELLS = {
     **{f"bits-{p}": ((1, 2, 4), partial(same_bits, precision=p)) for p in ("fp32", "bf16")},
+    "outgrown": ((2,), same_bits_when_outgrown),
+    "resumed": ((2,), same_bits_after_a_resume),
     "bits-offloaded": ((2,), same_bits_offloaded),
     "twin-grid": ((2,), partial(sabotaged, sabotage=without_grid, precision="fp32")),
     "twin-clipping": (

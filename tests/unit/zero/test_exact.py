@@ -43,6 +43,7 @@ numbers = st.floats(-(2.0**60), 2.0**60, width=32).map(lambda x: x if abs(x) > 2
 vectors = st.lists(numbers, min_size=SIZE, max_size=SIZE).map(torch.tensor)
 
 
+@settings(max_examples=40)
 @given(st.lists(vectors, min_size=1, max_size=9), st.randoms())
 def test_a_sum_is_the_same_in_any_order(gradients, random):
     sums, engine = sums_over(len(gradients))
@@ -77,6 +78,7 @@ def test_without_a_unit_the_order_shows():
     assert not torch.equal(forth, give(engine, gradients[::-1]))
 
 
+@settings(max_examples=40)
 @given(vectors)
 def test_bf16_gradients_stay_bf16_on_the_grid(gradient):
     gradient = gradient.bfloat16()
@@ -151,7 +153,7 @@ def fused(groups):
     return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.lists(st.integers(0, WEIGHTS), max_size=9).map(sorted))
 def test_adamw_does_not_know_where_a_partition_ends(cuts):
     assert torch.equal(cut(adamw, cuts), cut(adamw, []))

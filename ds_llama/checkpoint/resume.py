@@ -52,6 +52,7 @@ def _load(engine: Any, folder: Path) -> None:
     # Only with its defaults: load_module_only and load_optimizer_states=False load nothing, or the
     # `latest` tag, at stage 3, and say that they succeeded (deepspeed/runtime/engine.py:4614).
     path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
+    engines.share_moments(engine)
     if path is None:
         raise CheckpointError(
             "DeepSpeed found no files of its own in the checkpoint",

@@ -33,13 +33,33 @@ def create(
     torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"deepspeed\.")
-        return deepspeed.initialize(
+        created = deepspeed.initialize(
             model=model,
             config=config,
             optimizer=optimizer,
             model_parameters=model_parameters,
             **kwargs,
         )
+    share_moments(created[0])
+    return created
+
+
+def share_moments(engine: Any) -> None:
+    """Let both optimizers of a partial offload keep their moments in one place; after every load.
+
+    Stage 3 updates what stays on the device with an AdamW of its own (stage3.py:317), which neither
+    its checkpoints nor what reads the engine's optimizer know of.
+    """
+    sharded = engine.optimizer
+    if getattr(sharded, "backup_optimizer", None) is None:
+        return
+    sharded.backup_optimizer.state = shared = sharded.optimizer.state
+    for group in sharded.backup_optimizer.param_groups:
+        group["params"] = []  # a load leaves masters here, which every step would update once more
+    for index, group in enumerate(sharded.fp32_partitioned_groups_flat):
+        if sharded.subgroup_to_device[index] != "cpu" and "step" in shared.get(group, {}):
+            # DeepSpeedCPUAdam counts in an int, torch's AdamW in a tensor.
+            shared[group]["step"] = torch.tensor(float(shared[group]["step"]))
 
 
 def before_update(engine: Any, hook: Callable[[Any], bool | None]) -> None:

@@ -22,6 +22,7 @@ from ds_llama.zero import engine as engines
 from ds_llama.zero import world
 from ds_llama.zero.register import register
 from ds_llama.zero.step import take_step
+from tests.distributed.cells.checkpoint import goes_on
 from tests.distributed.cells.equivalence import equals
 from tests.distributed.runs import global_batch, make_run, split
 
@@ -164,6 +165,17 @@ def twin_flow(folder: Path, *, device: str) -> None:
         accelerator._name = "cpu"
 
 
+def twin_flow_goes_on(folder: Path) -> None:
+    accelerator = get_accelerator()
+    accelerator._name = "cpu:0"
+    try:
+        offload = {"offload_optimizer": {**CPU, "ratio": 0.5}, "sub_group_size": 10_000}
+        zero = {"zero_optimization": {"stage": 3, **offload}}
+        goes_on(folder, stage=3, precision="fp32", deepspeed=zero)
+    finally:
+        accelerator._name = "cpu"
+
+
 CELLS: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {
     "nvme-fp32": ((2,), infinity),
     "nvme-bf16": ((2,), infinity_in_bf16),
@@ -172,5 +184,6 @@ CELLS: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {
     "hpz-fp32": ((2, 4), partial(hierarchical, precision="fp32")),
     "hpz-bf16": ((2, 4), partial(hierarchical, precision="bf16")),
     "twin-flow-as-one": ((2,), partial(twin_flow, device="cpu")),
+    "twin-flow-goes-on": ((2,), twin_flow_goes_on),
     "twin-flow-as-two": ((2,), partial(twin_flow, device="cpu:0")),
 }

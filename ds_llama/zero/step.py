@@ -99,10 +99,10 @@ def _run(
 
 def _sum_over_ranks(losses: torch.Tensor) -> float:
     """The correctly rounded sum of every rank's losses: the same in any order of them."""
-    everyones = losses.new_empty(world.world_size() * len(losses))
-    torch.distributed.all_gather_into_tensor(everyones, losses)
+    everyones = [torch.empty_like(losses) for _ in range(world.world_size())]
+    torch.distributed.all_gather(everyones, losses)
     try:
-        return math.fsum(everyones.tolist())
+        return math.fsum(torch.cat(everyones).tolist())
     except (OverflowError, ValueError):  # infinities
         return math.nan
 

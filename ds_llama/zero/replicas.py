@@ -6,7 +6,7 @@ stage   copies
 3       the weights that stay gathered; each rank's slices are its fp32 masters, rounded
 
 Beside them the numbers that an update depends on: learning rates, counters, the loss scale. Ranks
-exchange 8 bytes, and the rest only where these differ: the price is one pass over the weights.
+exchange 24 bytes, and the rest only where these differ: the price is one pass over the weights.
 """
 
 from __future__ import annotations

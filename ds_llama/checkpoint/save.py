@@ -40,9 +40,9 @@ def save(
     folder. Raises CheckpointError on every rank when one of them fails: nothing is sealed then,
     what was staged is removed, and every checkpoint committed before is as it was.
     """
-    if "nvme" in (resolved.offload_optimizer, resolved.offload_param):
+    if resolved.unsaved is not None:
         raise CheckpointError(
-            "DeepSpeed cannot resume what is offloaded to NVMe, so nothing was saved",
+            f"DeepSpeed cannot resume {resolved.unsaved}, so nothing was saved",
             where=str(root),
             remedy="export the weights, or offload to the host",
         )

@@ -42,6 +42,11 @@ class Resolved:
     offload_param: str | None
     problems: tuple[Problem, ...] = ()
 
+    @property
+    def unsaved(self) -> str | None:
+        """What of the run's state DeepSpeed cannot resume, so that it is not saved."""
+        return next(iter(Context(self.deepspeed).unsaved.values()), None)
+
     def to_json(self) -> dict[str, Any]:
         """What a run writes as `run.json`: `load_run` reads it, and it resolves to the same."""
         tree = self.run.model_dump(mode="json", exclude={"resolved"})

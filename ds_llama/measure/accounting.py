@@ -24,6 +24,7 @@ Scratch memory inside a kernel is seen by nobody; see device memory for that.
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -216,4 +217,18 @@ class Account(TorchDispatchMode):
 
     def _collect(self) -> None:
         gc.collect()
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+            self._settle()
         self._bury()
+
+    def _settle(self) -> None:
+        """Wait until no storage has died for 6 ms, at most 100 ms.
+
+        gloo's threads wake who waits for a collective first, and let go of its tensors then: a
+        whole bucket of gradients would be counted, or not, as the threads happen to run.
+        """
+        quiet, end = 0, time.monotonic() + 0.1
+        while quiet < 3 and time.monotonic() < end:
+            dead = len(self._dead)
+            time.sleep(0.002)
+            quiet = quiet + 1 if len(self._dead) == dead else 0

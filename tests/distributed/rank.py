@@ -24,9 +24,12 @@ def main(folder: Path, patterns: list[str]) -> None:
     remember_processor()
     world.join()
     cells = cells_of(world.world_size(), patterns)
-    gc.freeze()  # an Account collects garbage often, which need not look at every module each time
     with (folder / f"rank-{world.rank()}.jsonl").open("w") as out:
         for name, cell in cells.items():
+            # An Account collects garbage at every phase, which need not look at all that is here
+            # already: modules, and what cells before have left.
+            gc.collect()
+            gc.freeze()
             start = time.perf_counter()
             error = None
             try:

@@ -8,6 +8,8 @@ import pytest
 
 from tests.distributed.cells import WORLDS, cells_of
 
+# Whichever test comes first waits for all launches.
+pytestmark = pytest.mark.timeout(2400)
 ALL = [(size, name) for size in WORLDS for name in cells_of(size)]
 
 

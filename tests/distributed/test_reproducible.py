@@ -11,6 +11,10 @@ from tests.distributed.cells import WORLDS
 from tests.distributed.cells.reproducible import BITS
 
 
+# Whichever test comes first waits for all launches.
+pytestmark = pytest.mark.timeout(2400)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.usefixtures("outcomes")
 def test_the_same_bits_at_every_world_size(worlds: Path, precision: str) -> None:

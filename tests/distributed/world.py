@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ ROOT = HERE.parents[1]
 Outcomes = dict[str, list[dict[str, Any]]]
 
 
-def start(world: int, folder: Path, *words: str, timeout_s: float = 600, **variables: str) -> int:
+def start(world: int, folder: Path, *words: str, timeout_s: float = 600.0, **variables: str) -> int:
     """`deepspeed --num_gpus WORLD words…` in `folder`, its output in log.txt there; its exit code.
 
     `variables` are put into the environment of the ranks.
@@ -45,18 +46,18 @@ def start(world: int, folder: Path, *words: str, timeout_s: float = 600, **varia
         **variables,
     }
     with (folder / "log.txt").open("w") as log:
-        return subprocess.run(
-            command,
-            cwd=folder,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            timeout=timeout_s,
-            check=False,
-        ).returncode
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)  # the launcher ends its ranks
+            log.write(f"stopped after {timeout_s:g} s\n")
+            return process.wait(60)
 
 
-def launch(world: int, folder: Path, *patterns: str, timeout_s: float = 600) -> Outcomes:
+def launch(world: int, folder: Path, *patterns: str, timeout_s: float = 780.0) -> Outcomes:
     """Run the cells of `world` processes; outcome of every cell, a list over ranks."""
     start(
         *(world, folder, "--module", "tests.distributed.rank", str(folder), *patterns),

@@ -44,21 +44,17 @@ def nvme_below_stage_3(context: Context) -> Iterator[Problem]:
         )
 
 
-def nvme_checkpoints(context: Context) -> Iterator[Problem]:
-    """engine.py:4456 loads no optimizer file then, and the moments that it copies back are zeroed
-    by the next step: what is resumed is another run."""
+def unsaved_checkpoints(context: Context) -> Iterator[Problem]:
     every = context.run.checkpoint.every_steps if context.run is not None else None
-    for name in _SECTIONS:
-        if every is not None and context.offload(name) == "nvme":
-            yield Problem(
-                "nvme-checkpoints",
-                "error",
-                f"zero_optimization.{name}.device",
-                f"checkpoint.every_steps is {every}, and DeepSpeed cannot resume what is offloaded "
-                "to NVMe",
-                "remove checkpoint.every_steps (the weights are exported at the end), or offload "
-                "to the host",
-            )
+    for key, what in context.unsaved.items() if every is not None else ():
+        yield Problem(
+            "unsaved-checkpoints",
+            "error",
+            key,
+            f"checkpoint.every_steps is {every}, and DeepSpeed cannot resume {what}",
+            "remove checkpoint.every_steps (the weights are exported at the end), or offload "
+            "to the host without it",
+        )
 
 
 def nvme_keys(context: Context) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Save(Hook):
     """Commits a checkpoint every `checkpoint.every_steps`, after the last step, and on a stop.
 
-    None of what is offloaded to NVMe, which DeepSpeed cannot resume.
+    None of a run that keeps a part of its state where DeepSpeed cannot resume it.
     """
 
     def after_step(self, job: Job, row: Row) -> None:
@@ -26,9 +26,9 @@ class Save(Hook):
             _save(job)
 
     def after_training(self, job: Job) -> None:
-        resolved = job.resolved
-        if "nvme" in (resolved.offload_optimizer, resolved.offload_param):
-            log.warning("no checkpoint: DeepSpeed cannot resume what is offloaded to NVMe")
+        unsaved = job.resolved.unsaved
+        if unsaved is not None:
+            log.warning(f"no checkpoint: DeepSpeed cannot resume {unsaved}")
         elif job.state.step > job.state.saved_step:
             _save(job)
 

@@ -10,7 +10,6 @@ import pytest
 from tests.distributed.cells import WORLDS
 from tests.distributed.cells.reproducible import BITS
 
-
 # Whichever test comes first waits for all launches.
 pytestmark = pytest.mark.timeout(2400)
 

@@ -23,7 +23,7 @@ OFFLOADS = {
     0: ("none",),
     1: ("none", "optimizer"),
     2: ("none", "optimizer"),
-    3: ("none", "optimizer", "parameters", "all", "nvme"),
+    3: ("none", "optimizer", "parameters", "all", "nvme", "nvme-all"),
 }
 ACCUMULATIONS = (1, 4)
 
@@ -35,12 +35,14 @@ PRECISION: dict[str, dict[str, Any]] = {
     "fp16": {"fp16": {"enabled": True, "initial_scale_power": 10}},
 }
 _HOST = {"device": "cpu"}
+_NVME = {"device": "nvme"}
 OFFLOAD: dict[str, dict[str, Any]] = {
     "none": {},
     "optimizer": {"offload_optimizer": _HOST},
     "parameters": {"offload_param": _HOST},
     "all": {"offload_optimizer": _HOST, "offload_param": _HOST},
-    "nvme": {"offload_optimizer": {"device": "nvme"}},
+    "nvme": {"offload_optimizer": _NVME},
+    "nvme-all": {"offload_optimizer": _NVME, "offload_param": _NVME | {"max_in_cpu": 0}},
 }
 
 

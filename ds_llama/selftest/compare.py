@@ -13,7 +13,6 @@ moments; in fp32 it never does.
 from __future__ import annotations
 
 import gc
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,9 +92,11 @@ def reason_not_to_run(cell: Cell) -> str | None:
 def _run(cell: Cell, folder: Path) -> Run:
     size = world.world_size()
     model = {}
-    if cell.offload == "nvme":
-        # DeepSpeed keeps what is below 1 MiB a rank in memory (runtime/swap_tensor/utils.py:14).
-        model = {"intermediate_size": 1024 * size}
+    if cell.offload.startswith("nvme"):
+        # DeepSpeed keeps what is below 1 MiB a rank in memory (runtime/swap_tensor/utils.py:14):
+        # the optimizer's part of all parameters, or a parameter.
+        wide = {"intermediate_size": 1024 * size}
+        model = wide if cell.offload == "nvme" else {"vocab_size": 8192 * size}
         (folder / "swap").mkdir(parents=True, exist_ok=True)
     return make_run(
         folder,
@@ -132,8 +133,9 @@ def _trained(cell: Cell, engine: Any, reference: Reference, sabotage: Sabotage) 
                 parameters=_parameter_gap(engine, reference, adopt=cell.precision != "fp32"),
             )
         )
-    if cell.offload == "nvme" and not _bytes_below(Path(engine.ds_llama.resolved.run.output)):
-        raise _odd(cell, "DeepSpeed wrote nothing to the NVMe folder")
+    output = Path(engine.ds_llama.resolved.run.output)
+    if cell.offload.startswith("nvme") and not _went_to_nvme(cell, output):
+        raise _odd(cell, "DeepSpeed did not write to the NVMe folder what belongs there")
     return gaps
 
 
@@ -149,12 +151,11 @@ def _parameter_gap(engine: Any, reference: Reference, *, adopt: bool) -> float:
     return gap.parameters
 
 
-def _bytes_below(folder: Path) -> int:
-    return sum(
-        os.path.getsize(Path(root, name))
-        for root, _, names in os.walk(folder / "swap")
-        for name in names
-    )
+def _went_to_nvme(cell: Cell, folder: Path) -> bool:
+    """Whether DeepSpeed's swap files are there for all that the cell sends to NVMe."""
+    names = [path.name for path in (folder / "swap").rglob("*.swp") if path.stat().st_size]
+    wanted = ("exp_avg", "param") if cell.offload == "nvme-all" else ("exp_avg",)
+    return all(any(word in name for name in names) for word in wanted)
 
 
 def _odd(cell: Cell, what: str) -> RunError:

@@ -20,7 +20,7 @@ def test_the_matrix_is_what_was_promised() -> None:
         *((p, stage) for p in ("fp32", "bf16", "fp16") for stage in (1, 2, 3)),
     }
     assert {c.offload for c in cells if c.stage == 3} == {
-        *("none", "optimizer", "parameters", "all", "nvme")
+        *("none", "optimizer", "parameters", "all", "nvme", "nvme-all")
     }
     for cell in cells:
         twin = Cell(cell.precision, cell.stage, cell.offload, not cell.recompute, 4)

@@ -14,7 +14,7 @@ from ds_llama.selftest.cells import Cell, matrix, select
 
 def test_the_matrix_is_what_was_promised() -> None:
     cells = matrix()
-    assert len({cell.name for cell in cells}) == len(cells) == 4 * (10 + 9 + 9)
+    assert len({cell.name for cell in cells}) == len(cells) == 4 * (11 + 10 + 10)
     assert {(c.precision, c.stage) for c in cells} == {
         ("fp32", 0),
         *((p, stage) for p in ("fp32", "bf16", "fp16") for stage in (1, 2, 3)),

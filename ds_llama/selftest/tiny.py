@@ -80,7 +80,7 @@ def global_batch(step: int, rows: int) -> dict[str, torch.Tensor]:
 def split(
     batch: dict[str, torch.Tensor], micro_batch_size: int, rank: int, world: int
 ) -> list[dict[str, torch.Tensor]]:
-    """This rank's micro-batches of a global batch, in order."""
+    """This rank's micro-batches of a global batch, in order; everyone's with rank 0, world 1."""
     rows = batch["input_ids"].shape[0]
     per_rank = rows // world
     own = {key: value[rank * per_rank : (rank + 1) * per_rank] for key, value in batch.items()}

@@ -74,7 +74,8 @@ def two_clippings(context: Context) -> Iterator[Problem]:
         "error",
         "gradient_clipping",
         f"gradient_clipping ({norm:g}) does not go with {own}",
-        f'write "gradient_clipping": 0; {instead}',
+        'write "gradient_clipping": 0 (on the command line deepspeed.gradient_clipping=0); '
+        + instead,
     )
 
 

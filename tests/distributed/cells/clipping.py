@@ -121,7 +121,7 @@ def run_cell(
         for group in oracle.optimizers[0].param_groups:
             group["lr"] = group.setdefault("base", group["lr"]) * factor
         result = take_step(engine, split(batch, MICRO, world.rank(), size))
-        everyones = [micro for rank in range(size) for micro in split(batch, MICRO, rank, size)]
+        everyones = split(batch, MICRO, 0, 1)
         _, norm = oracle.step(everyones, size)
         assert result.applied
         assert engines.get_lr(engine) == LR * factor

@@ -53,7 +53,7 @@ def autocast(folder: Path, *, sabotage: bool = False) -> None:
     worst = 0.0
     for step in range(STEPS):
         batch = global_batch(step, MICRO * size)
-        everyones = [micro for rank in range(size) for micro in split(batch, MICRO, rank, size)]
+        everyones = split(batch, MICRO, 0, 1)
         result = take_step(engine, split(batch, MICRO, world.rank(), size))
         loss, norm = reference.step(everyones, size)
         worst = max(worst, abs(result.loss - loss) / 1e-6, abs(result.grad_norm / norm - 1) / 5e-7)

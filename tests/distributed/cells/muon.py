@@ -102,7 +102,7 @@ def run_cell(
     exact = fp32 and not (half and stage == 2)
     for step in range(STEPS if exact else 1):
         batch = global_batch(step, MICRO * accumulation * size)
-        everyones = [micro for rank in range(size) for micro in split(batch, MICRO, rank, size)]
+        everyones = split(batch, MICRO, 0, 1)
         with in_fp32() if fp32 else nullcontext():
             result = take_step(engine, split(batch, MICRO, world.rank(), size))
             loss, _ = oracle.step(everyones, size)

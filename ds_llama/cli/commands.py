@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,6 +72,19 @@ def load(entry: Entry) -> Any:
         app = typer.Typer(add_completion=False)
         app.command(name=entry.name)(module.command)
     return typer.main.get_command(app)
+
+
+def complete(entry: Entry, arguments: Sequence[str]) -> list[str]:
+    """`arguments` with a value for each option that stands without one and may.
+
+    A command's module names those in `BARE`; typer knows none (it supports no `flag_value`).
+    """
+    bare = getattr(importlib.import_module(f"ds_llama.cli.{entry.module}"), "BARE", {})
+    followed = zip(arguments, [*arguments[1:], "-"], strict=False)
+    return [
+        f"{word}={bare[word]}" if word in bare and following.startswith("-") else word
+        for word, following in followed
+    ]
 
 
 def help_text() -> str:

@@ -48,9 +48,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     entry = commands.find(arguments[0])
     command = commands.load(entry)
-    result = command.main(
-        args=arguments[1:], prog_name=f"ds-llama {entry.name}", standalone_mode=False
-    )
+    words = commands.complete(entry, arguments[1:])
+    result = command.main(args=words, prog_name=f"ds-llama {entry.name}", standalone_mode=False)
     return result if isinstance(result, int) else 0
 
 

@@ -28,6 +28,10 @@ class Sabotage(str, Enum):
     gradient = "gradient"
     rotary = "rotary"
     data = "data"
+    all = "all"
+
+
+BARE = {"--sabotage": "all"}
 
 
 def command(
@@ -43,7 +47,10 @@ def command(
         ),
     ] = None,
     sabotage: Annotated[
-        Sabotage | None, typer.Option(help="Break this on the last rank: every cell must see it.")
+        Sabotage | None,
+        typer.Option(
+            help="Break this on the last rank, or all three without a word: every cell must see it."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     rank_folder: Annotated[Path | None, typer.Option(hidden=True)] = None,

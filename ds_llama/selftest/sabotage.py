@@ -35,6 +35,11 @@ def _round_rotary_table(engine: Any) -> None:
     rotary._key, rotary._tables = (), None
 
 
+def _scale_and_round(engine: Any) -> None:
+    _scale_gradient(engine)
+    _round_rotary_table(engine)
+
+
 def _repeat_data(window: Window) -> Window:
     """The last row of the window is its first once more."""
     last = {name: tensor.clone() for name, tensor in window[-1].items()}
@@ -49,4 +54,9 @@ SABOTAGES = {
         "the last rank's rotary table is rounded to bf16", engine=_round_rotary_table
     ),
     "data": Sabotage("the last rank reads one row twice a step", window=_repeat_data),
+    "all": Sabotage(
+        "the last rank's gradient is too large, its rotary table rounded, a row of its data twice",
+        engine=_scale_and_round,
+        window=_repeat_data,
+    ),
 }

@@ -34,7 +34,7 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
     cells: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {}
     for cell in matrix():
         fits = not cell.recompute or (cell.precision == "fp32" and cell.offload == "none")
-        if fits and cell.offload != "nvme":
+        if fits and not cell.offload.startswith("nvme"):
             worlds = (2,) if cell.accumulation == 1 or cell.recompute else (1, 2)
             cells[cell.name] = (worlds, partial(equals, cell=cell))
     for sabotage in TWINS:

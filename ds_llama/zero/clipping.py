@@ -14,6 +14,7 @@ Clipping by one global norm is DeepSpeed's own (`gradient_clipping`) and is not 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -64,10 +65,9 @@ class Clipping:
         """The norm of every clipped row's gradient, over all ranks."""
         squares = torch.zeros(len(self._clipped), dtype=torch.float32, device=world.device())
         place = {row: index for index, row in enumerate(self._clipped)}
-        for piece in pieces.gradients(engine):
-            index = place.get(self._rows[piece.name])
-            if index is not None and (not piece.replicated or world.rank() == 0):
-                norm = torch.linalg.vector_norm(piece.flat, dtype=torch.float32)
+        for name, norm in _norms(engine):
+            index = place.get(self._rows[name])
+            if index is not None:
                 squares[index] += norm.to(squares.device).square()
         torch.distributed.all_reduce(squares)
         norms = squares.sqrt() / (engines.loss_scale(engine) or 1.0)
@@ -85,3 +85,20 @@ class Clipping:
                     parameter.grad.mul_(factor.to(parameter.grad.device))
                 if self._value is not None and self._whole:
                     parameter.grad.clamp_(-self._value, self._value)
+
+
+def _norms(engine: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and the fp32 norms of what this rank holds of their gradients; a copy is rank 0's.
+
+    What goes to NVMe is there already: DeepSpeed took its norm when it left (stage3.py:1446).
+    """
+    if engine.ds_llama.resolved.offload_optimizer == "nvme":
+        optimizer = engine.optimizer
+        for name, parameter in engine.module.named_parameters():
+            norm = optimizer.norm_for_param_grads.get(optimizer.get_param_id(parameter))
+            if norm is not None:
+                yield name, norm.float()
+        return
+    for piece in pieces.gradients(engine):
+        if not piece.replicated or world.rank() == 0:
+            yield piece.name, torch.linalg.vector_norm(piece.flat, dtype=torch.float32)

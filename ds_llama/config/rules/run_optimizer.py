@@ -92,7 +92,6 @@ def clipping_obstacles(context: Context) -> Iterator[Problem]:
         and half in ("fp16", "float16", "half"),
     }
     if section.clips_by_group:
-        obstacles[f"{_OFFLOAD}.device"] = context.offload("offload_optimizer") == "nvme"
         obstacles["tensor_parallel.autotp_size"] = context.get("tensor_parallel.autotp_size", 1) > 1
     name = "optimizer.groups[].gradient_clipping" if section.clips_by_group else "clip_value"
     for key in [key for key, met in obstacles.items() if met]:

@@ -115,6 +115,23 @@ def on_nvme(folder: Path) -> None:
         assert torch.equal(host, nvme)
 
 
+def rows_on_nvme(folder: Path) -> None:
+    """A row is clipped by the norm that its gradients had before they left for NVMe."""
+    swap = {"device": "nvme", "nvme_path": str(folder)}
+    found = {}
+    for place, offload in (("host", {"device": "cpu"}), ("nvme", swap)):
+        for limit in (1e-3, 1.1e-3):
+            rows = [{"parameters": ["*embed*"], "gradient_clipping": limit}]
+            section = {"type": "SGD", "schedule": "constant", **SECTIONS["SGD"], "groups": rows}
+            found[place, limit] = _weights(folder, offload, section)
+    assert list(folder.rglob("momentum_buffer*.swp"))
+    gaps = {
+        limit: float((found["host", 1e-3] - found["nvme", limit]).abs().max())
+        for limit in (1e-3, 1.1e-3)
+    }
+    assert gaps[1e-3] < 1e-8 < 1e-6 < gaps[1.1e-3], gaps
+
+
 def _weights(folder: Path, offload: dict[str, str], section: Section) -> torch.Tensor:
     """The fp32 embedding after two updates at stage 3."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,6 +171,7 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
             partial(run_cell, kind=kind, stage=2, sabotage=sabotage),
         )
     cells["nvme"] = ((2,), on_nvme)
+    cells["nvme-rows"] = ((2,), rows_on_nvme)
     return cells
 
 

@@ -50,7 +50,6 @@ CASES = [
     ),
     ("two-clippings", "gradient_clipping", {"gradient_clipping": 1.0}, {}, own(groups=ROWS)),
     ("two-clippings", "gradient_clipping", {"gradient_clipping": 1.0}, {}, own(type="Muon")),
-    ("clipping-obstacle", DEVICE, TO_NVME, offload(), own(groups=ROWS)),
     (
         "clipping-obstacle",
         "tensor_parallel.autotp_size",

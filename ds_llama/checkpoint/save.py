@@ -18,11 +18,13 @@ from ds_llama.commit import disk, manifest, names, protocol
 from ds_llama.commit.manifest import Entry
 from ds_llama.commit.retention import prune
 from ds_llama.errors import CheckpointError, DsLlamaError
+from ds_llama.measure import accounting
 from ds_llama.zero import world
 
 log = logging.getLogger(__name__)
 
 
+@accounting.phase("save")
 def save(
     engine: Any,
     root: str | Path,

@@ -29,6 +29,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,34 @@ from torch.utils._pytree import tree_leaves
 from ds_llama.measure import storages
 
 TOTAL = "total"
+
+CATEGORIES = (
+    "parameters",
+    "gradients",
+    "master",
+    "optimizer",
+    "buckets",
+    "activations",
+    "logits",
+    "other",
+)
+"""What bytes are for; the keys of a plan's `terms`."""
+
+_ENTERED: ContextVar[Account | None] = ContextVar("account", default=None)
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """A phase of the Account that is entered here; without one, nothing.
+
+    The package's own code marks with it: construct, initialise, forward, backward, step, save.
+    """
+    account = _ENTERED.get()
+    if account is None:
+        yield
+    else:
+        with account.phase(name):
+            yield
 
 
 @dataclass(frozen=True)
@@ -141,11 +170,13 @@ class Account(TorchDispatchMode):
         self._collect()
         gc.disable()
         storages.watch(self._resized)
+        self._outer = _ENTERED.set(self)
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
+        _ENTERED.reset(self._outer)
         storages.unwatch(self._resized)
         if self._collecting:
             gc.enable()

@@ -25,6 +25,7 @@ from ds_llama.config.model import LlamaConfig
 from ds_llama.config.resolve import Resolved
 from ds_llama.errors import ModelError
 from ds_llama.model import init, rope
+from ds_llama.measure import accounting
 from ds_llama.model.llama import Llama
 from ds_llama.zero import swap, world
 
@@ -32,6 +33,7 @@ How = Literal["plain", "meta", "zero.Init"]
 Fill = Callable[[nn.Module], None]
 
 
+@accounting.phase("construct")
 def build(resolved: Resolved, *, how: How | None = None, fill: Fill | None = None) -> Llama:
     """A `Llama` in the training dtype on this rank's device, initialised from the run's seed.
 

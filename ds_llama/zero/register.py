@@ -27,6 +27,7 @@ from ds_llama.config.optimizer import OptimizerConfig
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.config.run import Run
 from ds_llama.errors import ConfigError, RunError
+from ds_llama.measure import accounting
 from ds_llama.model.traits import Traits, traits_of
 from ds_llama.zero import ema, recompute, swap, world
 from ds_llama.zero import engine as engines
@@ -72,6 +73,7 @@ def register(model: nn.Module, run: Run, *, traits: Traits | None = None) -> Any
     return initialize(model, resolved, config, traits or traits_of(model))
 
 
+@accounting.phase("initialise")
 def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], traits: Traits) -> Any:
     """Apply the traits and call `deepspeed.initialize` with the resolved `config`."""
     section, exact = resolved.run.optimizer, resolved.run.train.reproducible

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ds_llama.errors import DataError
+from ds_llama.measure import accounting
 from ds_llama.zero import engine as engines
 from ds_llama.zero import world
 
@@ -86,14 +87,18 @@ def _run(
     """One update from a window: its micro-batches' summed losses, its norm and loss scale."""
     device, losses = world.device(), []
     for number, batch in enumerate(window, start=1):
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-        loss = _summed_loss(engine, inputs, valid_tokens(batch))
-        losses.append(loss.detach().float())
-        engine.backward(loss * (world.world_size() / tokens), scale_wrt_gas=False)
+        with accounting.phase("forward"):
+            inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            loss = _summed_loss(engine, inputs, valid_tokens(batch))
+            losses.append(loss.detach().float())
+        with accounting.phase("backward"):
+            engine.backward(loss * (world.world_size() / tokens), scale_wrt_gas=False)
         if number < len(window):
-            engines.step(engine)
-    norm, scale = engines.gradient_norm(engine), engines.loss_scale(engine)
-    engines.step(engine)
+            with accounting.phase("step"):
+                engines.step(engine)
+    with accounting.phase("step"):
+        norm, scale = engines.gradient_norm(engine), engines.loss_scale(engine)
+        engines.step(engine)
     return torch.stack(losses), norm, scale
 
 

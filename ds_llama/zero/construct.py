@@ -24,8 +24,8 @@ from torch import nn
 from ds_llama.config.model import LlamaConfig
 from ds_llama.config.resolve import Resolved
 from ds_llama.errors import ModelError
-from ds_llama.model import init, rope
 from ds_llama.measure import accounting
+from ds_llama.model import init, rope
 from ds_llama.model.llama import Llama
 from ds_llama.zero import swap, world
 

@@ -25,6 +25,7 @@ _FACE = {
     "presets": ("ds_llama.config", "presets"),
     "register": ("ds_llama.zero.register", "register"),
     "register_traits": ("ds_llama.model.traits", "register_traits"),
+    "simulate": ("ds_llama.simulator", "simulate"),
     "train": ("ds_llama.trainer.train", "train"),
 }
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ds_llama.config.model import LlamaConfig
     from ds_llama.model.llama import Llama
     from ds_llama.model.traits import register_traits
+    from ds_llama.simulator import simulate
     from ds_llama.trainer.build import construct
     from ds_llama.trainer.train import train
     from ds_llama.zero.ema import averaged
@@ -58,6 +60,7 @@ __all__ = [
     "presets",
     "register",
     "register_traits",
+    "simulate",
     "train",
 ]
 

@@ -127,8 +127,7 @@ def _agree(tokens: int, stop: bool) -> tuple[int, bool]:
     """Sum of the token counts, and whether any rank wants to stop."""
     both = torch.tensor([tokens, int(stop)], dtype=torch.int64, device=world.device())
     torch.distributed.all_reduce(both)
-    count, stops = both.tolist()
-    return count, stops > 0
+    return int(both[0]), bool(both[1] > 0)
 
 
 def _clip_coefficient(engine: Any, norm: Any) -> float | None:

@@ -1,0 +1,101 @@
+"""Every change that the simulator makes to torch and DeepSpeed, each with its reason.
+
+Applied by `apply` in a process of the simulator's own, which ends with its simulation. Nothing
+outside this file assigns into torch or deepspeed; a test looks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.accelerator import set_accelerator
+from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+from torch import nn
+from torch._subclasses import fake_impls
+
+from ds_llama.simulator import accelerator
+
+aten = torch.ops.aten
+
+
+def apply(device: str) -> None:
+    """All of them, before anything is simulated on `device`."""
+    _answer_for_values()
+    _believe_that_ranks_agree()
+    _make_tensors_on_sim()
+    _convert_modules()
+    if device == "sim":
+        set_accelerator(accelerator.SimAccelerator())
+
+
+# --- torch -----------------------------------------------------------------------------------
+
+
+def _answer_for_values() -> None:
+    """Python asks tensors for values, which fake ones do not have (fake_impls.py:1218).
+
+    The answers are those of a step in which nothing happens: no flag is set (bool, and the uint8 in
+    which DeepSpeed reduces its overflow flag, stage3.py:3042), and every number is one.
+    """
+
+    def item(fake_mode: Any, func: Any, tensor: torch.Tensor) -> Any:
+        if tensor.dtype == torch.bool:
+            return False
+        if tensor.dtype == torch.uint8:
+            return 0
+        return 1.0 if tensor.is_floating_point() else 1
+
+    fake_impls.op_implementations_dict[aten._local_scalar_dense.default] = item
+    fake_impls.op_implementations_dict[aten.equal.default] = lambda mode, func, a, b: True
+
+
+_real_tensor = torch.tensor
+
+
+def _tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+    made = _real_tensor(data, *args, device="cpu", **kwargs)
+    if device is None or torch.device(device).type == "cpu":
+        return made
+    return torch.empty(made.shape, dtype=made.dtype, device=device)
+
+
+def _make_tensors_on_sim() -> None:
+    """`torch.tensor` writes its data before any mode sees it, which "sim" cannot hold."""
+    torch.tensor = _tensor  # type: ignore[assignment]
+
+
+def _convert_modules() -> None:
+    """`Module.to` and `to_empty` swap fake parameters, which anything weakly referenced refuses.
+
+    A real parameter gets other data, or is replaced where it has none yet (module.py:958, :1005).
+    """
+    nn.Module._apply = _apply  # type: ignore[method-assign, assignment]
+
+
+def _apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
+    for child in module.children() if recurse else ():
+        child._apply(fn)
+    for key, parameter in module._parameters.items():
+        if parameter is None:
+            continue
+        with torch.no_grad():
+            applied = fn(parameter)
+        if parameter.is_meta and not applied.is_meta:
+            module._parameters[key] = nn.Parameter(applied, parameter.requires_grad)
+        elif applied is not parameter:
+            parameter.data = applied
+    for key, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[key] = fn(buffer)
+    return module
+
+
+# --- DeepSpeed -------------------------------------------------------------------------------
+
+
+def _believe_that_ranks_agree() -> None:
+    """ZeRO-3 compares values over ranks (runtime/zero/utils.py:86); here there is one rank."""
+    for module in (partitioned_param_coordinator, parameter_offload):
+        if hasattr(module, "assert_ints_same_as_other_ranks"):
+            module.assert_ints_same_as_other_ranks = lambda *_, **__: None

@@ -1,0 +1,104 @@
+"""What a simulation is asked, and what it answers: plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ds_llama.config.run import Run
+
+Device = Literal["sim", "cpu"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One simulation: `rank` of `world_size` through `steps` optimizer steps of `run`."""
+
+    run: Run
+    world_size: int
+    device: Device = "sim"
+    rank: int = 0
+    steps: int = 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Live tensor bytes at the end of a phase and at its peak, of one place or in total."""
+
+    now_bytes: int
+    peak_bytes: int
+    now: dict[str, int] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "now_bytes": self.now_bytes,
+            "peak_bytes": self.peak_bytes,
+            "now": dict(self.now),
+            "peak": dict(self.peak),
+        }
+
+
+@dataclass(frozen=True)
+class SimulatedPhase:
+    """One phase of one rank. `total` has a peak of its own: peaks do not add."""
+
+    name: str
+    device: Memory
+    host: Memory
+    total: Memory
+
+    def to_dict(self) -> dict[str, Any]:
+        places = {"device": self.device, "host": self.host, "total": self.total}
+        return {"name": self.name, **{key: place.to_dict() for key, place in places.items()}}
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What one rank of the run holds and sends.
+
+    `phases`: construct, initialise, and forward, backward and step of the last simulated step;
+    `first_step`: those three of the first, in which the optimizer makes its state.
+    """
+
+    world_size: int
+    rank: int
+    device: Device
+    stage: int
+    parameters: int
+    phases: tuple[SimulatedPhase, ...]
+    first_step: tuple[SimulatedPhase, ...]
+    seconds: float
+    traffic: dict[str, int] = field(default_factory=dict)
+    flops: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> dict[str, int]:
+        """The largest of all phases' peaks, the first step's among them."""
+        every = [*self.phases, *self.first_step]
+        return {
+            "device_bytes": max(phase.device.peak_bytes for phase in every),
+            "host_bytes": max(phase.host.peak_bytes for phase in every),
+            "total_bytes": max(phase.total.peak_bytes for phase in every),
+        }
+
+    def phase(self, name: str) -> SimulatedPhase:
+        """The phase of that name, in the last step if there are several."""
+        return next(phase for phase in self.phases if phase.name == name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "world_size": self.world_size,
+            "rank": self.rank,
+            "device": self.device,
+            "stage": self.stage,
+            "parameters": self.parameters,
+            "phases": [phase.to_dict() for phase in self.phases],
+            "first_step": [phase.to_dict() for phase in self.first_step],
+            "peak": self.peak,
+            "traffic": dict(self.traffic),
+            "flops": self.flops,
+            "warnings": list(self.warnings),
+            "seconds": self.seconds,
+        }

@@ -1,0 +1,85 @@
+"""One simulation, in a process of its own: construct, register and steps of the package itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ds_llama.config.resolve import Resolved, resolve
+from ds_llama.measure.accounting import Account, Phase
+from ds_llama.model import init
+from ds_llama.model.traits import traits_of
+from ds_llama.simulator import patches, world
+from ds_llama.simulator.result import Memory, Request, SimulatedPhase, Simulation
+from ds_llama.zero import construct, register
+from ds_llama.zero.step import Batch, take_step
+
+
+def simulate(request: Request) -> Simulation:
+    """What `request` asks. Patches torch and DeepSpeed: only for a process that ends with it."""
+    start = time.perf_counter()
+    resolved = resolve(
+        request.run, request.world_size, device="cuda" if request.device == "sim" else "cpu"
+    )
+    patches.apply(request.device)
+    world.join(request.rank, request.world_size)
+    account = Account(request.device)
+    with FakeTensorMode(allow_non_fake_inputs=True), account:
+        model = construct.build(resolved, fill=partial(_fill_blocks, seed=0))
+        engine = register.initialize(model, resolved, resolved.deepspeed, traits_of(model))
+        edges = []
+        for _ in range(request.steps):
+            edges.append(len(account.phases))
+            take_step(engine, _window(resolved))
+    first = account.phases[edges[0] : edges[1]] if len(edges) > 1 else account.phases[edges[0] :]
+    return Simulation(
+        world_size=request.world_size,
+        rank=request.rank,
+        device=request.device,
+        stage=resolved.stage,
+        parameters=resolved.model.num_parameters,
+        phases=tuple(_merged([*account.phases[: edges[0]], *account.phases[edges[-1] :]])),
+        first_step=tuple(_merged(first)),
+        seconds=time.perf_counter() - start,
+        warnings=tuple(f"{p.key}: {p.message}; {p.remedy}" for p in resolved.problems),
+    )
+
+
+def _fill_blocks(model: nn.Module, seed: int) -> None:
+    """`construct.fill_initial_`, but of each parameter the first block only: there are no values.
+
+    What it holds at its peak, a block beside the parameter's own part, is the same.
+    """
+    rules = init.rules(model)
+    for name, parameter in model.named_parameters():
+        with construct.own_part(parameter) as (target, start, stop):
+            first = min(stop - start, init.BLOCK - start % init.BLOCK)
+            init.fill_(target[:first], name, rules[name], start, seed)
+
+
+def _window(resolved: Resolved) -> list[Batch]:
+    """The micro-batches of one step, without their values, as the loader gives them."""
+    shape = (resolved.micro_batch_size, resolved.run.data.sequence_length)
+    return [
+        {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "labels")}
+        for _ in range(resolved.accumulation_steps)
+    ]
+
+
+def _merged(phases: Sequence[Phase]) -> list[SimulatedPhase]:
+    """Phases of one name as one: the peak of all, and the end of the last."""
+    names = dict.fromkeys(phase.name for phase in phases)
+    return [_one([phase for phase in phases if phase.name == name]) for name in names]
+
+
+def _one(same: Sequence[Phase]) -> SimulatedPhase:
+    def of(place: str) -> Memory:
+        parts = [getattr(phase, place) for phase in same]
+        return Memory(parts[-1].now_bytes, max(part.peak_bytes for part in parts))
+
+    return SimulatedPhase(same[0].name, of("device"), of("host"), of("total"))

@@ -1,15 +1,20 @@
-"""Peak matmul throughput of devices, from their vendors' data sheets.
+"""What a device and its node can do, each figure with its source: `devices.json`, one row a device.
 
-Dense figures only: where a data sheet prints the figure "with sparsity", half of it stands here.
-A name that no row matches gives None. A peak that is guessed makes every MFU a fiction: a device
-that is taken for another reads several times too high or too low, and nobody sees it.
+Dense peaks only: where a data sheet prints the figure "with sparsity", half of it stands there.
+What no row says is None. A peak that is guessed makes every MFU a fiction: a device that is taken
+for another reads several times too high or too low, and nobody sees it.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from ds_llama.errors import CallError
 
@@ -24,23 +29,60 @@ _DTYPES = {
     "tf32": "tf32",
 }
 
+# What people call a device when they mean its commonest form.
+_SHORT = {
+    "v100": "v100-sxm-32gb",
+    "v100-sxm": "v100-sxm-32gb",
+    "v100-pcie": "v100-pcie-32gb",
+    "a100": "a100-sxm-80gb",
+    "a100-sxm": "a100-sxm-80gb",
+    "a100-pcie": "a100-pcie-80gb",
+    "a100-40gb": "a100-sxm-40gb",
+    "a100-80gb": "a100-sxm-80gb",
+    "h100": "h100-sxm",
+    "h200": "h200-sxm",
+}
+
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device as one process sees it; an AMD card of two dies is two of these.
+    """One device as one process sees it (an AMD card of two dies is two), in its usual node.
 
-    `pattern` is a regular expression over the whole lower-cased name that
-    `torch.cuda.get_device_name` reports. The peaks are dense TFLOP/s with fp32 accumulation;
-    None where the device cannot do it, or the vendor does not say.
+    pattern: a regular expression over the whole lower-cased name that
+        `torch.cuda.get_device_name` reports; empty for a measured profile.
+    tflops: dense TFLOP/s of matmuls with fp32 accumulation by dtype; None where the device cannot
+        do it, or the vendor does not say.
+    matmul_fraction: the share of that which the fastest matmul was measured to reach.
+    link_bytes_per_s: to the other devices of the node, one way; internode_bytes_per_s: to other
+        nodes, one way, a device's share of the node's adapters; host_link_bytes_per_s: to the
+        host, one way. host_memory_bytes_per_s and nvme_*_bytes_per_s are the node's, shared by
+        its `devices_per_node`.
+    launch_s: time of one operation that does next to nothing.
+    sources: where each figure is from. None means not known: what needs it is not predicted.
     """
 
     key: str
     pattern: str
-    source: str
-    bf16_tflops: float | None
-    fp16_tflops: float | None
-    tf32_tflops: float | None
-    fp32_tflops: float | None
+    tflops: dict[str, float | None]
+    sources: dict[str, str]
+    matmul_fraction: float | None = None
+    attention_fraction: float | None = None
+    memory_bytes: int | None = None
+    memory_bytes_per_s: float | None = None
+    link_bytes_per_s: float | None = None
+    internode_bytes_per_s: float | None = None
+    host_link_bytes_per_s: float | None = None
+    host_memory_bytes_per_s: float | None = None
+    nvme_read_bytes_per_s: float | None = None
+    nvme_write_bytes_per_s: float | None = None
+    devices_per_node: int = 8
+    launch_s: float | None = None
+    measured: bool = False
+
+    @property
+    def source(self) -> str:
+        """Where the peaks are from."""
+        return self.sources["tflops"]
 
     def peak_flops(self, dtype: str, *, tf32: bool = False) -> float | None:
         """Peak FLOP/s of matmuls in `dtype` ("bfloat16", "float16", "float32" or "tf32").
@@ -48,195 +90,102 @@ class Hardware:
         `tf32` says that fp32 matmuls may run on TF32 tensor cores
         (`torch.backends.cuda.matmul.allow_tf32`); torch's default is that they may not.
         """
-        name = _DTYPES.get(dtype.removeprefix("torch."))
-        if name == "float32" and tf32 and self.tf32_tflops is not None:
+        name = _DTYPES.get(dtype.removeprefix("torch."), "")
+        if name == "float32" and tf32 and self.tflops.get("tf32") is not None:
             name = "tf32"
-        tflops = {
-            "bfloat16": self.bf16_tflops,
-            "float16": self.fp16_tflops,
-            "tf32": self.tf32_tflops,
-            "float32": self.fp32_tflops,
-        }.get(name or "")
+        tflops = self.tflops.get(name)
         return None if tflops is None else tflops * _TERA
 
-
-_HOPPER_SXM = (989.5, 989.5, 494.5, 67.0)
-_HOPPER_NVL = (835.5, 835.5, 417.5, 60.0)
-_AMPERE_100 = (312.0, 312.0, 156.0, 19.5)
-
-# key, pattern, source, (bf16, fp16, tf32, fp32)
-_ROWS: tuple[
-    tuple[str, str, str, tuple[float | None, float | None, float | None, float | None]], ...
-] = (
-    (
-        "v100-sxm",
-        r"(nvidia )?tesla v100-sxm[23]-(16|32)gb",
-        "NVIDIA V100 data sheet (2020), column V100 SXM2",
-        (None, 125.0, None, 15.7),
-    ),
-    (
-        "v100-pcie",
-        r"(nvidia )?tesla v100-pcie-(16|32)gb",
-        "NVIDIA V100 data sheet (2020), column V100 PCIe",
-        (None, 112.0, None, 14.0),
-    ),
-    (
-        "v100s-pcie",
-        r"(nvidia )?tesla v100s-pcie-32gb",
-        "NVIDIA V100 data sheet (2020), column V100S PCIe",
-        (None, 130.0, None, 16.4),
-    ),
-    ("t4", r"(nvidia )?(tesla )?t4", "NVIDIA T4 data sheet (2019)", (None, 65.0, None, 8.1)),
-    (
-        "a100-sxm",
-        r"(nvidia )?a100-sxm4?-(40|80)gb",
-        "NVIDIA A100 data sheet (2021), SXM",
-        _AMPERE_100,
-    ),
-    (
-        "a100-pcie",
-        r"(nvidia )?a100(-pcie-(40|80)gb| 80gb pcie)",
-        "NVIDIA A100 data sheet (2021), PCIe",
-        _AMPERE_100,
-    ),
-    ("a30", r"(nvidia )?a30", "NVIDIA A30 data sheet (2021)", (165.0, 165.0, 82.0, 10.3)),
-    ("a40", r"(nvidia )?a40", "NVIDIA A40 data sheet (2021)", (149.7, 149.7, 74.8, 37.4)),
-    ("a10", r"(nvidia )?a10", "NVIDIA A10 data sheet (2021)", (125.0, 125.0, 62.5, 31.2)),
-    (
-        "rtx-a6000",
-        r"(nvidia )?rtx a6000",
-        "NVIDIA GA102 white paper, table of RTX A6000",
-        (154.8, 154.8, 77.4, 38.7),
-    ),
-    (
-        "rtx-3090",
-        r"(nvidia )?geforce rtx 3090",
-        "NVIDIA GA102 white paper, FP16 with FP32 accumulate",
-        (71.2, 71.2, 35.6, 35.6),
-    ),
-    ("l4", r"nvidia l4", "NVIDIA L4 data sheet (2023)", (121.0, 121.0, 60.0, 30.3)),
-    ("l40", r"nvidia l40", "NVIDIA L40 data sheet (2023)", (181.05, 181.05, 90.5, 90.5)),
-    ("l40s", r"nvidia l40s", "NVIDIA L40S data sheet (2023)", (362.05, 362.05, 183.0, 91.6)),
-    (
-        "rtx-6000-ada",
-        r"nvidia rtx 6000 ada generation",
-        "NVIDIA Ada professional GPU white paper",
-        (364.2, 364.2, 182.1, 91.1),
-    ),
-    (
-        "rtx-4090",
-        r"nvidia geforce rtx 4090",
-        "NVIDIA Ada GPU white paper, FP16 with FP32 accumulate",
-        (165.2, 165.2, 82.6, 82.6),
-    ),
-    (
-        "rtx-5090",
-        r"nvidia geforce rtx 5090",
-        "NVIDIA RTX Blackwell white paper, FP16 with FP32 accumulate",
-        (209.5, 209.5, 104.8, 104.8),
-    ),
-    (
-        "h100-sxm",
-        r"nvidia h100 (80gb hbm3|sxm5?)",
-        "NVIDIA H100 data sheet (2023), H100 SXM",
-        _HOPPER_SXM,
-    ),
-    (
-        "h100-pcie",
-        r"nvidia h100 pcie",
-        "NVIDIA H100 data sheet (2022), H100 PCIe",
-        (756.5, 756.5, 378.0, 51.0),
-    ),
-    ("h100-nvl", r"nvidia h100 nvl", "NVIDIA H100 data sheet (2024), H100 NVL", _HOPPER_NVL),
-    ("h200-sxm", r"nvidia h200", "NVIDIA H200 data sheet (2024), H200 SXM", _HOPPER_SXM),
-    ("h200-nvl", r"nvidia h200 nvl", "NVIDIA H200 data sheet (2024), H200 NVL", _HOPPER_NVL),
-    (
-        "gh200",
-        r"nvidia gh200( \d+gb)?",
-        "NVIDIA GH200 Grace Hopper data sheet (2023)",
-        _HOPPER_SXM,
-    ),
-    (
-        "b200",
-        r"nvidia b200",
-        "NVIDIA HGX B200 specification, an eighth of the board's figure",
-        (2250.0, 2250.0, 1125.0, 75.0),
-    ),
-    (
-        "gb200",
-        r"nvidia gb200",
-        "NVIDIA GB200 Superchip specification, half of the superchip's figure",
-        (2500.0, 2500.0, 1250.0, 80.0),
-    ),
-    (
-        "b300",
-        r"nvidia b300( sxm6( ac)?)?",
-        "NVIDIA HGX B300 specification, an eighth of the board's figure",
-        (2250.0, 2250.0, 1125.0, 75.0),
-    ),
-    (
-        "mi250x",
-        r"amd instinct mi250x",
-        "AMD Instinct MI250X data sheet, half of the card: one die is one device",
-        (191.5, 191.5, None, 47.9),
-    ),
-    (
-        "mi300x",
-        r"amd instinct mi300x( oam)?",
-        "AMD Instinct MI300X data sheet (2023)",
-        (1307.4, 1307.4, 653.7, 163.4),
-    ),
-    (
-        "mi325x",
-        r"amd instinct mi325x( oam)?",
-        "AMD Instinct MI325X data sheet (2024)",
-        (1307.4, 1307.4, 653.7, 163.4),
-    ),
-)
-
-TABLE: tuple[Hardware, ...] = tuple(
-    Hardware(key, pattern, source, *peaks) for key, pattern, source, peaks in _ROWS
-)
-
-# What people call a device when they mean its commonest form.
-_SHORT = {
-    "v100": "v100-sxm",
-    "a100": "a100-sxm",
-    "h100": "h100-sxm",
-    "h200": "h200-sxm",
-}
+    def with_internode(self, rate: str | float) -> Hardware:
+        """This device with another share of the network: "400Gb/s" or bytes per second."""
+        sources = {**self.sources, "internode_bytes_per_s": "given"}
+        return replace(self, internode_bytes_per_s=parse_rate(rate), sources=sources)
 
 
-def find(device_name: str) -> Hardware | None:
+@cache
+def table() -> tuple[Hardware, ...]:
+    """Every device that is known by name."""
+    rows = json.loads(Path(__file__).with_name("devices.json").read_text())
+    return tuple(Hardware(key=key, **row) for key, row in rows.items())
+
+
+def reported(device_name: str) -> Hardware | None:
     """The row of a name as `torch.cuda.get_device_name()` reports it, or None.
 
     None for an unknown device, for a variant whose figures are not known (a memory size or a
     suffix that no data sheet has), and for a MIG slice, which is a fraction of its device.
     """
     name = " ".join(device_name.lower().split())
-    for row in TABLE:
-        if re.fullmatch(row.pattern, name):
+    for row in table():
+        if row.pattern and re.fullmatch(row.pattern, name):
             return row
     return None
 
 
-def by_key(key: str) -> Hardware:
-    """The row of a short name that a person types: "h100", "a100-pcie". Raises CallError."""
-    name = key.strip().lower()
-    name = _SHORT.get(name, name)
-    keys = [row.key for row in TABLE]
-    if name in keys:
-        return TABLE[keys.index(name)]
-    near = difflib.get_close_matches(name, [*keys, *_SHORT], n=1)
+def find(name: str) -> Hardware:
+    """The row of a name that a person types: "h100", "a100-pcie", or a profile's file, or "local".
+
+    "local" is what `ds-llama plan --calibrate` wrote last. Raises CallError.
+    """
+    given = name.strip()
+    if given == "local" or given.endswith(".json"):
+        return read_profile(profile_path() if given == "local" else Path(given))
+    key = given.lower()
+    key = _SHORT.get(key, key)
+    rows = {row.key: row for row in table()}
+    if key in rows:
+        return rows[key]
+    names = sorted([*rows, *_SHORT])
+    near = difflib.get_close_matches(given.lower(), names, n=1)
     hint = f'did you mean "{near[0]}"? ' if near else ""
     raise CallError(
-        f'unknown hardware "{key}"',
+        f'unknown hardware "{name}"',
         where="--hardware",
-        remedy=f"{hint}known: {', '.join(sorted([*keys, *_SHORT]))}",
+        remedy=f'{hint}known: {", ".join(names)}; "local" or a .json file for a measured profile',
     )
 
 
 def peak_flops(device_name: str | None, dtype: str, *, tf32: bool = False) -> float | None:
-    """Peak FLOP/s of the named device in `dtype`, None where it is not known."""
-    row = find(device_name) if device_name else None
+    """Peak FLOP/s of the device of a reported name in `dtype`, None where it is not known."""
+    row = reported(device_name) if device_name else None
     return None if row is None else row.peak_flops(dtype, tf32=tf32)
+
+
+def profile_path() -> Path:
+    """Where the measured profile of this machine lives, after the XDG base directory rules."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "ds_llama" / "hardware.json"
+
+
+def read_profile(path: Path) -> Hardware:
+    """A profile that `ds-llama plan --calibrate` wrote. Raises CallError."""
+    remedy = "measure this machine: ds-llama plan --calibrate"
+    try:
+        content: Any = json.loads(path.read_text())
+        return Hardware(**{**content, "pattern": "", "measured": True})
+    except OSError as error:
+        raise CallError(
+            f"no hardware profile there: {error.strerror}", where=str(path), remedy=remedy
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise CallError(
+            f"the file is not a hardware profile: {error}", where=str(path), remedy=remedy
+        ) from None
+
+
+_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)([bB])(?:/s|ps)\s*")
+_PREFIX = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def parse_rate(value: str | float, *, where: str = "--internode") -> float:
+    """Bytes per second of "400Gb/s" (bits), "50GB/s" (bytes) or a number. Raises CallError."""
+    if not isinstance(value, str):
+        return float(value)
+    match = _RATE.fullmatch(value)
+    if match is None or not float(match[1]):
+        raise CallError(
+            f"{value!r} is not a transfer rate",
+            where=where,
+            remedy="write bits as in 400Gb/s, or bytes as in 50GB/s",
+        )
+    return float(match[1]) * _PREFIX[match[2]] / (8 if match[3] == "b" else 1)

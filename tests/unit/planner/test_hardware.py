@@ -12,15 +12,15 @@ from ds_llama.planner import hardware
 
 # Names as drivers report them, with dense bf16 (fp16 where there is no bf16) TFLOP/s.
 REPORTED = {
-    "Tesla V100-SXM2-16GB": ("v100-sxm", 125.0),
-    "Tesla V100-SXM3-32GB": ("v100-sxm", 125.0),
-    "Tesla V100-PCIE-32GB": ("v100-pcie", 112.0),
+    "Tesla V100-SXM2-16GB": ("v100-sxm-16gb", 125.0),
+    "Tesla V100-SXM3-32GB": ("v100-sxm-32gb", 125.0),
+    "Tesla V100-PCIE-32GB": ("v100-pcie-32gb", 112.0),
     "Tesla V100S-PCIE-32GB": ("v100s-pcie", 130.0),
     "Tesla T4": ("t4", 65.0),
-    "A100-SXM4-40GB": ("a100-sxm", 312.0),
-    "NVIDIA A100-SXM4-80GB": ("a100-sxm", 312.0),
-    "NVIDIA A100-PCIE-40GB": ("a100-pcie", 312.0),
-    "NVIDIA A100 80GB PCIe": ("a100-pcie", 312.0),
+    "A100-SXM4-40GB": ("a100-sxm-40gb", 312.0),
+    "NVIDIA A100-SXM4-80GB": ("a100-sxm-80gb", 312.0),
+    "NVIDIA A100-PCIE-40GB": ("a100-pcie-40gb", 312.0),
+    "NVIDIA A100 80GB PCIe": ("a100-pcie-80gb", 312.0),
     "NVIDIA A10": ("a10", 125.0),
     "NVIDIA L4": ("l4", 121.0),
     "NVIDIA L40": ("l40", 181.05),
@@ -60,15 +60,15 @@ UNKNOWN = (
 
 @pytest.mark.parametrize(("name", "expected"), REPORTED.items())
 def test_reported_names_find_their_row(name: str, expected: tuple[str, float]) -> None:
-    row = hardware.find(name)
+    row = hardware.reported(name)
     assert row is not None
     assert row.key == expected[0]
-    assert (row.bf16_tflops or row.fp16_tflops) == expected[1]
+    assert (row.tflops["bfloat16"] or row.tflops["float16"]) == expected[1]
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_unknown_is_none_never_a_guess(name: str) -> None:
-    assert hardware.find(name) is None
+    assert hardware.reported(name) is None
     assert hardware.peak_flops(name, "bfloat16") is None
 
 
@@ -76,37 +76,37 @@ def test_no_name_is_claimed_twice() -> None:
     import re
 
     for name in REPORTED:
-        rows = [row.key for row in hardware.TABLE if re.fullmatch(row.pattern, name.lower())]
+        rows = [row.key for row in hardware.table() if re.fullmatch(row.pattern, name.lower())]
         assert len(rows) == 1, (name, rows)
 
 
 def test_every_row_has_a_source_and_ordered_peaks() -> None:
-    assert len({row.key for row in hardware.TABLE}) == len(hardware.TABLE)
-    for row in hardware.TABLE:
+    assert len({row.key for row in hardware.table()}) == len(hardware.table())
+    for row in hardware.table():
         assert row.source.startswith(("NVIDIA", "AMD"))
-        assert row.fp16_tflops is not None
-        assert row.fp32_tflops is not None
-        assert row.fp16_tflops > row.fp32_tflops
-        if row.tf32_tflops is not None:
+        assert row.tflops["float16"] is not None
+        assert row.tflops["float32"] is not None
+        assert row.tflops["float16"] > row.tflops["float32"]
+        if row.tflops["tf32"] is not None:
             # every generation's tensor cores do half of bf16's rate in TF32
-            assert row.tf32_tflops == pytest.approx(row.fp16_tflops / 2, rel=0.02)
+            assert row.tflops["tf32"] == pytest.approx(row.tflops["float16"] / 2, rel=0.02)
 
 
 def test_peak_by_dtype() -> None:
-    row = hardware.by_key("a100")
+    row = hardware.find("a100")
     assert row.peak_flops("bfloat16") == 312e12
     assert row.peak_flops("torch.float16") == 312e12
     assert row.peak_flops("float32") == 19.5e12
     assert row.peak_flops("float32", tf32=True) == 156e12
     assert row.peak_flops("float64") is None
-    volta = hardware.by_key("v100")
+    volta = hardware.find("v100")
     assert volta.peak_flops("bf16") is None
     assert volta.peak_flops("float32", tf32=True) == 15.7e12
 
 
 def test_unknown_key_names_the_nearest() -> None:
     with pytest.raises(CallError) as caught:
-        hardware.by_key("h10")
+        hardware.find("h10")
     assert caught.value.what == 'unknown hardware "h10"'
     assert caught.value.where == "--hardware"
     assert 'did you mean "h100' in caught.value.remedy
@@ -115,7 +115,7 @@ def test_unknown_key_names_the_nearest() -> None:
 
 @given(st.text(max_size=40))
 def test_any_text_is_safe(name: str) -> None:
-    assert hardware.find(name) is None or hardware.peak_flops(name, "fp16")
+    assert hardware.reported(name) is None or hardware.peak_flops(name, "fp16")
 
 
 def test_imports_no_torch() -> None:

@@ -1,0 +1,249 @@
+"""How long a step takes: a roofline of arithmetic, memory, links, host and disk, each on its own.
+
+A step is its accumulated micro-batches, the collectives that they could not hide, and the update.
+Nothing is fitted per model or per machine: FLOPs and bytes come from `work.py` and `traffic.py`,
+peaks from `hardware.py`, and `Assumptions` holds every fraction of a peak that is assumed, with
+where it is from. What a figure is missing for is None, never a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ds_llama.config.resolve import Resolved
+from ds_llama.planner import work
+from ds_llama.planner.hardware import Hardware
+from ds_llama.planner.traffic import Traffic, element_bytes
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Shares of a peak that running programs get, and what can be hidden behind what.
+
+    matmul: of the fastest matmul on the device, what the matmuls of a training step get.
+    attention: of the dtype's peak, FlashAttention forward and backward; a half of it is lost at
+        `attention_half_tokens` tokens a sequence.
+    memory, link, network, host: of the data sheet's bandwidth.
+    unhidden: of the collectives that run beside computation, what they cost all the same (they
+        take processors and memory bandwidth from it).
+    """
+
+    matmul: float = 0.85
+    attention: float = 0.45
+    attention_half_tokens: float = 512.0
+    memory: float = 0.85
+    link: float = 0.78
+    network: float = 0.8
+    host: float = 0.8
+    unhidden: float = 0.1
+    collective_latency_s: float = 3e-5
+
+
+DEFAULT = Assumptions()
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one optimizer step, and what they are made of.
+
+    total_s = compute_s + collectives_s + host_link_s + optimizer_s + nvme_s. compute_s is the
+    larger of launching (launch_s) and matmul_s + attention_s + elementwise_s; recompute_s is the
+    part of it that runs again. collectives_s is what is not hidden of collectives_busy_s.
+    mfu and hfu: 0 to 1, None where the peak is not known. limit: the largest of the parts.
+    """
+
+    total_s: float
+    compute_s: float
+    matmul_s: float
+    attention_s: float
+    elementwise_s: float
+    launch_s: float
+    recompute_s: float
+    collectives_s: float
+    collectives_busy_s: float
+    host_link_s: float
+    optimizer_s: float
+    nvme_s: float
+    tokens_per_s: float
+    tokens_per_s_per_device: float
+    mfu: float | None
+    hfu: float | None
+    limit: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def step_time(
+    resolved: Resolved,
+    hardware: Hardware | None,
+    traffic: Traffic,
+    *,
+    gpus_per_node: int | None = None,
+    fused: bool | None = None,
+    assumptions: Assumptions = DEFAULT,
+) -> StepTime | None:
+    """The predicted time of one optimizer step; None where the hardware lacks a figure for it.
+
+    gpus_per_node: ranks that share a host; the hardware's own number when None. fused: whether
+    elementwise work is compiled; None asks the DeepSpeed JSON (`compile.deepcompile`).
+    """
+    if hardware is None:
+        return None
+    model = _Model(resolved, hardware, traffic, gpus_per_node, fused, assumptions)
+    try:
+        return model.step()
+    except _Unknown:
+        return None
+
+
+class _Unknown(Exception):
+    """A figure that the hardware's row does not have."""
+
+
+def _known(value: float | None) -> float:
+    if not value:
+        raise _Unknown
+    return value
+
+
+class _Model:
+    """One prediction; every method is seconds of one rank."""
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        hardware: Hardware,
+        traffic: Traffic,
+        gpus_per_node: int | None,
+        fused: bool | None,
+        assumptions: Assumptions,
+    ) -> None:
+        self.resolved, self.hardware, self.traffic = resolved, hardware, traffic
+        self.assumed = assumptions
+        self.per_node = min(gpus_per_node or hardware.devices_per_node, resolved.world_size)
+        self.zero = resolved.deepspeed["zero_optimization"]
+        if fused is None:
+            fused = bool(resolved.deepspeed.get("compile", {}).get("deepcompile"))
+        self.fused = fused
+        self.length = resolved.run.data.sequence_length
+        self.element = element_bytes(resolved.dtype) or 4
+        self.peak = _known(hardware.peak_flops(resolved.dtype))
+
+    def step(self) -> StepTime:
+        passes = work.micro_batch(
+            self.resolved.model,
+            self.resolved.micro_batch_size,
+            self.length,
+            self.resolved.run.train.recompute,
+            element_bytes=self.element,
+            fused=self.fused,
+        )
+        forward, backward, again = (each * self.resolved.accumulation_steps for each in passes)
+        once, whole = forward + backward, forward + backward + again
+        compute, again_s = self.compute(whole), self.compute(again)
+        busy = self.collectives()
+        exposed = self.exposed(busy, self.compute(backward) + again_s, compute)
+        parts = {
+            "compute": compute,
+            "collectives": exposed,
+            "host link": self.host_link(),
+            "optimizer": self.optimizer(),
+            "nvme": self.nvme(),
+        }
+        total = sum(parts.values())
+        rate = self.resolved.micro_batch_size * self.length * self.resolved.accumulation_steps
+        per_token = self.resolved.model.flops_per_token(self.length)
+        repeated = whole.flops / once.flops
+        mfu = rate / total * per_token / self.peak
+        return StepTime(
+            total_s=total,
+            compute_s=compute,
+            matmul_s=self.matmul(whole),
+            attention_s=self.attention(whole),
+            elementwise_s=self.elementwise(whole),
+            launch_s=self.launch(whole),
+            recompute_s=again_s,
+            collectives_s=exposed,
+            collectives_busy_s=busy,
+            host_link_s=parts["host link"],
+            optimizer_s=parts["optimizer"],
+            nvme_s=parts["nvme"],
+            tokens_per_s=rate * self.resolved.world_size / total,
+            tokens_per_s_per_device=rate / total,
+            mfu=mfu,
+            hfu=mfu * repeated,
+            limit=max(parts, key=lambda name: parts[name]),
+        )
+
+    def compute(self, amount: work.Work) -> float:
+        """Launching runs ahead of a GPU; what is slower counts. A CPU does both itself."""
+        busy = self.matmul(amount) + self.attention(amount) + self.elementwise(amount)
+        if self.hardware.measured and self.hardware.key == "cpu":
+            return busy + self.launch(amount)
+        return max(busy, self.launch(amount))
+
+    def matmul(self, amount: work.Work) -> float:
+        share = _known(self.hardware.matmul_fraction) * self.assumed.matmul
+        return amount.matmul_flops / (self.peak * share)
+
+    def attention(self, amount: work.Work) -> float:
+        share = self.hardware.attention_fraction or self.assumed.attention
+        share *= self.length / (self.length + self.assumed.attention_half_tokens)
+        return amount.attention_flops / (self.peak * share)
+
+    def elementwise(self, amount: work.Work) -> float:
+        bandwidth = _known(self.hardware.memory_bytes_per_s)
+        return amount.memory_bytes / (bandwidth * self.assumed.memory)
+
+    def launch(self, amount: work.Work) -> float:
+        return amount.operations * (self.hardware.launch_s or 0.0)
+
+    def collectives(self) -> float:
+        """Rings over all ranks, by the slowest link that they cross, if nothing is hidden."""
+        world = self.resolved.world_size
+        if world == 1:
+            return 0.0
+        link = _known(self.hardware.link_bytes_per_s) * self.assumed.link
+        if world > self.per_node:
+            network = _known(self.hardware.internode_bytes_per_s) * self.assumed.network
+            link = min(link, network * self.per_node) if self.per_node > 1 else network
+        sent = sum(
+            size * (2 if kind == "all_reduce" else 1)
+            for kind, size in self.traffic.collectives.items()
+        )
+        latency = self.traffic.calls * self.assumed.collective_latency_s
+        return sent * (world - 1) / world / link + latency
+
+    def exposed(self, busy: float, backward_s: float, compute_s: float) -> float:
+        """What of the collectives the step waits for."""
+        if not self.zero.get("overlap_comm"):
+            return busy
+        window = compute_s if self.resolved.stage == 3 else backward_s
+        return max(busy - window, busy * self.assumed.unhidden)
+
+    def host_link(self) -> float:
+        if not self.traffic.host_link_bytes:
+            return 0.0
+        link = _known(self.hardware.host_link_bytes_per_s) * self.assumed.link
+        return self.traffic.host_link_bytes / link
+
+    def optimizer(self) -> float:
+        """Adam over this rank's share: device memory, or the host's, shared by its ranks."""
+        world = self.resolved.world_size if self.resolved.stage else 1
+        elements = self.resolved.model.num_parameters / world
+        if self.resolved.offload_optimizer is None:
+            bandwidth = _known(self.hardware.memory_bytes_per_s) * self.assumed.memory
+            return elements * (46 + 3 * self.element) / bandwidth
+        bandwidth = _known(self.hardware.host_memory_bytes_per_s) * self.assumed.host
+        return elements * self.per_node * (32 + self.element) / bandwidth
+
+    def nvme(self) -> float:
+        total = 0.0
+        if self.traffic.nvme_read_bytes:
+            total += self.traffic.nvme_read_bytes / _known(self.hardware.nvme_read_bytes_per_s)
+        if self.traffic.nvme_write_bytes:
+            total += self.traffic.nvme_write_bytes / _known(self.hardware.nvme_write_bytes_per_s)
+        return total * self.per_node

@@ -1,0 +1,143 @@
+"""What one rank computes in one micro-batch: FLOPs by kind, bytes through memory, operations.
+
+Elementwise work is counted in bytes that cross the device's memory, from the operations that
+`ds_llama.model` runs one by one ("eager"); "fused" counts what is left when a compiler makes each
+chain of them one kernel. e is the bytes of an element of the training dtype; fp32 is 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from ds_llama.config.model import LlamaConfig
+from ds_llama.config.run import RecomputeConfig
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one pass or of several, added up."""
+
+    matmul_flops: float = 0.0
+    attention_flops: float = 0.0
+    memory_bytes: float = 0.0
+    operations: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.matmul_flops + other.matmul_flops,
+            self.attention_flops + other.attention_flops,
+            self.memory_bytes + other.memory_bytes,
+            self.operations + other.operations,
+        )
+
+    def __mul__(self, times: float) -> Work:
+        return Work(
+            self.matmul_flops * times,
+            self.attention_flops * times,
+            self.memory_bytes * times,
+            self.operations * times,
+        )
+
+    @property
+    def flops(self) -> float:
+        """Of both kinds."""
+        return self.matmul_flops + self.attention_flops
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the network, forward and backward."""
+
+    forward: Work
+    backward: Work
+
+
+# Operations of a block's halves one by one, counted with a TorchDispatchMode over this model.
+_OPERATIONS = {"attention": (40, 80), "mlp": (20, 45), "head": (30, 20)}
+_FUSED_OPERATIONS = {"attention": (9, 20), "mlp": (5, 12), "head": (30, 20)}
+
+
+def attention(
+    model: LlamaConfig, micro: int, length: int, *, element_bytes: int, fused: bool
+) -> Part:
+    """A block's first half: norm, projections, rotation, causal attention, residual.
+
+    Attention's FLOPs are 2 x 2 x d x T^2 / 2 a head forward (scores and values, half the square);
+    2.5 times that backward, since its kernel computes the scores again (Dao 2023, section 4.1).
+    """
+    tokens, e = micro * length, element_bytes
+    matmul = 4.0 * tokens * model.hidden_size * (model.attention_size + model.key_value_size)
+    square = 2.0 * micro * length * length * model.attention_size
+    widths = model.hidden_size, model.attention_size, model.key_value_size
+    operations = (_FUSED_OPERATIONS if fused else _OPERATIONS)["attention"]
+    kernel = e * (2 * widths[1] + 2 * widths[2])  # q, k, v in, the result out
+    forward = _norm(widths[0], e, fused)[0] + kernel + 3 * e * widths[0]
+    backward = _norm(widths[0], e, fused)[1] + 2 * kernel + 3 * e * widths[0]
+    turned = (2 * e if fused else 2 * e + 36) * (widths[1] + widths[2])
+    return Part(
+        Work(matmul, square, tokens * (forward + turned), operations[0]),
+        Work(2 * matmul, 2.5 * square, tokens * (backward + turned), operations[1]),
+    )
+
+
+def mlp(model: LlamaConfig, tokens: int, *, element_bytes: int, fused: bool) -> Part:
+    """A block's second half: norm, gate, up, SwiGLU, down, residual."""
+    e, width, inner = element_bytes, model.hidden_size, model.intermediate_size
+    matmul = 6.0 * tokens * width * inner
+    operations = (_FUSED_OPERATIONS if fused else _OPERATIONS)["mlp"]
+    forward, backward = _norm(width, e, fused)
+    forward += (3 if fused else 5) * e * inner + 3 * e * width
+    backward += (6 if fused else 14) * e * inner + 3 * e * width
+    return Part(
+        Work(matmul, 0.0, tokens * forward, operations[0]),
+        Work(2 * matmul, 0.0, tokens * backward, operations[1]),
+    )
+
+
+def head(model: LlamaConfig, tokens: int, *, element_bytes: int, fused: bool) -> Part:
+    """Embedding look-up, last norm, LM head and cross entropy."""
+    e, width, vocab = element_bytes, model.hidden_size, model.vocab_size
+    matmul = 2.0 * tokens * width * vocab
+    per_logit = 2 * e + 8 if fused else 2 * e + 32
+    forward, backward = _norm(width, e, fused)
+    operations = (_FUSED_OPERATIONS if fused else _OPERATIONS)["head"]
+    chunks = ceil(tokens * vocab / 2**27)
+    return Part(
+        Work(matmul, 0.0, tokens * (per_logit * vocab + forward), operations[0] * chunks),
+        Work(2 * matmul, 0.0, tokens * (backward + 3 * e * width), operations[1]),
+    )
+
+
+def _norm(width: int, e: int, fused: bool) -> tuple[float, float]:
+    """Bytes a token of RMSNorm forward and backward."""
+    if fused:
+        return 2.0 * e * width, 4.0 * e * width
+    return (4 * e + 20.0) * width, (3 * e + 60.0) * width
+
+
+def micro_batch(
+    model: LlamaConfig,
+    micro: int,
+    length: int,
+    recompute: RecomputeConfig | None,
+    *,
+    element_bytes: int,
+    fused: bool = False,
+) -> tuple[Work, Work, Work]:
+    """Forward, backward and recomputed work of one micro-batch of one rank."""
+    tokens = micro * length
+    parts = {
+        "attention": attention(model, micro, length, element_bytes=element_bytes, fused=fused),
+        "mlp": mlp(model, tokens, element_bytes=element_bytes, fused=fused),
+    }
+    top = head(model, tokens, element_bytes=element_bytes, fused=fused)
+    block = parts["attention"].forward + parts["mlp"].forward
+    layers = model.num_hidden_layers
+    again = Work()
+    if recompute is not None:
+        repeated = block if recompute.part == "block" else parts[recompute.part].forward
+        again = repeated * ceil(layers / recompute.every)
+    forward = block * layers + top.forward
+    backward = (parts["attention"].backward + parts["mlp"].backward) * layers + top.backward
+    return forward, backward, again

@@ -8,10 +8,17 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from deepspeed.runtime.swap_tensor import (
+    async_swapper,
+    optimizer_utils,
+    partitioned_optimizer_swapper,
+    partitioned_param_swapper,
+)
 from torch import nn
 
 from ds_llama.config.resolve import Resolved
 from ds_llama.errors import ConfigError, MachineError
+from ds_llama.measure.traffic import swapped
 from ds_llama.zero import world
 
 # Kept open as long as the process lives: the kernel lets go of the lock with it.
@@ -32,6 +39,7 @@ def prepare(resolved: Resolved) -> None:
             where = f"{resolved.run.deepspeed_path}:zero_optimization.{name}.nvme_path"
             _claim(Path(section["nvme_path"]), where)
             _require_op()
+            tell()
 
 
 def mend(model: nn.Module) -> None:
@@ -50,6 +58,31 @@ def mend(model: nn.Module) -> None:
 def _once(swap_in: Any) -> Any:
     def run(params: list[nn.Parameter], *args: Any, **kwargs: Any) -> None:
         swap_in(list({id(param): param for param in params}.values()), *args, **kwargs)
+
+    return run
+
+
+@cache
+def tell() -> None:
+    """Let whoever counts traffic know of every tensor that DeepSpeed reads or writes there.
+
+    All four swappers go through two functions (swap_tensor/utils.py:21), each by a name of its own.
+    """
+    for module in (
+        async_swapper,
+        optimizer_utils,
+        partitioned_optimizer_swapper,
+        partitioned_param_swapper,
+    ):
+        for name, way in (("swap_in_tensors", "read"), ("swap_out_tensors", "written")):
+            if hasattr(module, name):
+                setattr(module, name, _telling(getattr(module, name), way))
+
+
+def _telling(swap_tensors: Any, way: str) -> Any:
+    def run(handle: Any, buffers: Any, paths: Any) -> Any:
+        swapped(**{way: [buffer for buffer, _ in zip(buffers, paths, strict=False)]})
+        return swap_tensors(handle, buffers, paths)
 
     return run
 

@@ -1,0 +1,105 @@
+"""FLOPs of what runs, by the formulas of `torch.utils.flop_counter`, recomputation apart.
+
+    with Flops() as flops:
+        take_step(engine, window)
+    flops.model        # equal to LlamaConfig.flops_per_token(T) x tokens
+    flops.hardware     # and what was computed twice: HFU's count
+
+Products of matrices and attention are counted, a multiply-add as two; all else is less than a
+hundredth. torch's FlopCounterMode is not used itself, only its registry: it hangs hooks on every
+module and names no recomputation; and its counts of attention are not those of
+`LlamaConfig.flops_per_token`, in three ways that are mended here:
+
+    causal attention    counted as the full square; here half of it
+    its backward        5 products, since a fused kernel computes the scores again; here 4, and the
+                        fifth is recomputation
+    on the CPU, and on private devices, no formula at all
+
+What a kernel for causal attention computes above the diagonal is not counted. On the CPU, between
+256 and 512 tokens, `model.attention` calls a masked kernel for the late half of the queries, whose
+full rectangle is counted: 5/4 of the attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+_ATTENTION = (
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+_FORWARD = frozenset(_ATTENTION)
+_BACKWARD = frozenset(f"{name}_backward" for name in _ATTENTION)
+
+
+class Flops(TorchDispatchMode):
+    """Counts while entered. `forward`, `backward` and `recomputed` are FLOPs of this rank.
+
+    What runs with gradients enabled inside a backward pass is a forward repeated. A product that
+    forward makes for the backward pass, as the loss of `model.loss` does, is in `forward`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        self.forward = self.backward = self.recomputed = 0
+
+    @property
+    def model(self) -> int:
+        """Every product once: what MFU counts."""
+        return self.forward + self.backward
+
+    @property
+    def hardware(self) -> int:
+        """What was computed: HFU's count."""
+        return self.model + self.recomputed
+
+    def to_dict(self) -> dict[str, int]:
+        return {
+            "model": self.model,
+            "hardware": self.hardware,
+            "forward": self.forward,
+            "backward": self.backward,
+            "recomputed": self.recomputed,
+        }
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func.namespace == "aten":
+            name = func._opname
+            if name in _FORWARD:
+                self._add(_attention_flops(func, args, kwargs))
+            elif name in _BACKWARD:
+                once = _attention_flops(func, args, kwargs)
+                self._add(2 * once)
+                self.recomputed += once // 2
+            elif (formula := flop_registry.get(func._overloadpacket)) is not None:
+                self._add(formula(*args, **kwargs, out_val=out))
+        return out
+
+    def _add(self, flops: int) -> None:
+        if torch._C._current_graph_task_id() == -1:
+            self.forward += flops
+        elif torch.is_grad_enabled():
+            self.recomputed += flops
+        else:
+            self.backward += flops
+
+
+def _attention_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The two products of a forward: scores, and their sum of values."""
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    flops = sdpa_flop_count(given["query"].shape, given["key"].shape, given["value"].shape)
+    return flops // 2 if given.get("is_causal", False) else flops

@@ -42,8 +42,10 @@ _BACKWARD = frozenset(f"{name}_backward" for name in _ATTENTION)
 class Flops(TorchDispatchMode):
     """Counts while entered. `forward`, `backward` and `recomputed` are FLOPs of this rank.
 
-    What runs with gradients enabled inside a backward pass is a forward repeated. A product that
-    forward makes for the backward pass, as the loss of `model.loss` does, is in `forward`.
+    What a checkpoint's node of the backward pass runs itself is a forward repeated (DeepSpeed's
+    CheckpointFunction and torch's reentrant one), and so is what runs with gradients enabled there
+    (torch's other one, whose custom functions go unseen). A product that forward makes for the
+    backward pass, as the loss of `model.loss` does, is in `forward`.
     """
 
     def __init__(self) -> None:
@@ -90,9 +92,10 @@ class Flops(TorchDispatchMode):
         return out
 
     def _add(self, flops: int) -> None:
-        if torch._C._current_graph_task_id() == -1:
+        node = torch._C._current_autograd_node()
+        if node is None:
             self.forward += flops
-        elif torch.is_grad_enabled():
+        elif torch.is_grad_enabled() or "Checkpoint" in node.name():
             self.recomputed += flops
         else:
             self.backward += flops

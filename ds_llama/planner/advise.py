@@ -1,0 +1,197 @@
+"""`plan`: every strategy for a run on a machine, and the one to take."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from ds_llama.config.load import load_run
+from ds_llama.config.run import Run
+from ds_llama.errors import CallError
+from ds_llama.planner import hardware as devices
+from ds_llama.planner import recommend, search, strategies, written
+from ds_llama.planner.fit import Machine, device_reserve, fit, host_reserve
+from ds_llama.planner.hardware import Hardware
+from ds_llama.planner.memory import memory
+from ds_llama.planner.plan import Change, Cost, Plan, Strategy
+from ds_llama.planner.strategies import Candidate
+from ds_llama.planner.time import step_time
+from ds_llama.planner.traffic import traffic
+from ds_llama.units import format_bytes, parse_bytes
+
+MOST_RANKS = 1_000_000
+_MOST_BYTES = 2**60
+_BILLION = 10**9
+
+
+def plan(
+    run: Run | str | os.PathLike[str] | Mapping[str, Any],
+    *overrides: str,
+    world_size: int = 8,
+    gpu_memory: str | int | None = None,
+    host_memory: str | int | None = None,
+    nvme: str | int | None = None,
+    hardware: str | None = None,
+    gpus_per_node: int | None = None,
+    internode: str | float | None = None,
+    price: float | None = None,
+    max: Literal["micro_batch", "sequence"] | None = None,
+    strategy: str | None = None,
+    write: str | os.PathLike[str] | None = None,
+    force: bool = False,
+) -> Plan:
+    """What every strategy of `run` costs on `world_size` devices, and the one to take.
+
+    run: a Run, or what `load_run` reads, then with overrides. gpu_memory: of one device; the
+    hardware's own when only that is given. host_memory and nvme: of one node, in bytes or as
+    "512GiB"; not checked when not given. hardware: a name of `planner/devices.json`, without which
+    no time is predicted. price: of one device and hour. max: also find the largest that fits.
+    write: the file to write the recommended (or the named) strategy's DeepSpeed JSON to.
+    Raises CallError for arguments that mean nothing, ConfigErrors where the run itself is wrong.
+    """
+    if not isinstance(run, Run):
+        run = load_run(run, *overrides)
+    device = None if hardware is None else _hardware(hardware, internode)
+    machine = _machine(world_size, gpus_per_node, gpu_memory, host_memory, nvme, device)
+    _check(price, device, max, machine)
+    found, refused = strategies.candidates(run, world_size, nvme=nvme is not None)
+    if strategy is not None:
+        written.check_name(strategy, [each.name for each in found])
+    if write is not None:
+        written.check_target(write, force)
+    rows = [_row(each, machine, device, price) for each in found]
+    rows = [_with_largest(row, max) for row in rows]
+    made = _recommended(run, machine, rows, device)
+    made = replace(made, refused=tuple(refused), hardware=None if device is None else device.key)
+    if write is not None:
+        written.write(write, made, strategy, force)
+    return made
+
+
+def _recommended(
+    run: Run, machine: Machine, rows: list[Strategy], device: Hardware | None
+) -> Plan:
+    order = recommend.ranked(rows)
+    best = order[0].name if order else None
+    second = order[1].name if len(order) > 1 else None
+    changes = tuple[Change, ...]()
+    if machine.gpu_bytes is None:
+        reason = "without --gpu-memory or --hardware nobody knows what fits"
+    elif order:
+        reason = recommend.reason(order, machine)
+    else:
+        changes = tuple(_changes(run, machine, rows, device))
+        reason = recommend.nothing_fits(rows, changes, machine)
+    rule = recommend.rule(rows)
+    return Plan(machine, None, tuple(rows), (), best, second, reason, rule, changes)
+
+
+def _row(
+    candidate: Candidate, machine: Machine, device: Hardware | None, price: float | None
+) -> Strategy:
+    held, moved = memory(candidate.resolved), traffic(candidate.resolved)
+    row = Strategy(
+        candidate=candidate,
+        memory=held,
+        traffic=moved,
+        fit=fit(held, machine),
+        machine=machine,
+        reserve_bytes=device_reserve(held.device_peak.total, machine.world_size),
+        host_reserve_bytes=host_reserve(machine),
+    )
+    time = step_time(candidate.resolved, device, moved, gpus_per_node=machine.gpus_per_node)
+    if time is None:
+        return row
+    hours = _BILLION / time.tokens_per_s * machine.world_size / 3600
+    cost = Cost(hours, None if price is None else hours * price)
+    return replace(row, time=time, tokens_per_s=time.tokens_per_s, mfu=time.mfu, cost=cost)
+
+
+def _with_largest(row: Strategy, what: str | None) -> Strategy:
+    if what == "micro_batch":
+        return replace(row, max_micro_batch=search.max_micro_batch(row.candidate, row.machine))
+    if what == "sequence":
+        return replace(row, max_sequence_length=search.max_sequence(row.candidate, row.machine))
+    return row
+
+
+def _changes(
+    run: Run, machine: Machine, rows: list[Strategy], device: Hardware | None
+) -> list[Change]:
+    """The first change of each kind that makes something fit."""
+    return []
+
+
+def _hardware(name: str, internode: str | float | None) -> Hardware:
+    found = devices.find(name)
+    return found if internode is None else found.with_internode(internode)
+
+
+def _machine(
+    world_size: int,
+    gpus_per_node: int | None,
+    gpu_memory: str | int | None,
+    host_memory: str | int | None,
+    nvme: str | int | None,
+    device: Hardware | None,
+) -> Machine:
+    known = None if device is None else device.memory_bytes
+    in_node = 8 if device is None else device.devices_per_node
+    return Machine(
+        _whole(world_size, "--world-size", MOST_RANKS),
+        in_node if gpus_per_node is None else _whole(gpus_per_node, "--gpus-per-node", 1024),
+        known if gpu_memory is None else _size(gpu_memory, "--gpu-memory"),
+        None if host_memory is None else _size(host_memory, "--host-memory"),
+        None if nvme is None else _size(nvme, "--nvme"),
+    )
+
+
+def _whole(value: int, where: str, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise CallError(
+            f"{value!r} is not a number of devices",
+            where=where,
+            remedy=f"write a whole number from 1 to {most:,}",
+        )
+    return value
+
+
+def _size(value: str | int, where: str) -> int:
+    size = parse_bytes(value, where=where)
+    if not 0 < size <= _MOST_BYTES:
+        raise CallError(
+            f"{value!r} is no size that memory has",
+            where=where,
+            remedy=f"write a size from 1 byte to {format_bytes(_MOST_BYTES)}, such as 80GiB",
+        )
+    return size
+
+
+def _check(
+    price: float | None, device: Hardware | None, what: str | None, machine: Machine
+) -> None:
+    if price is not None and not (math.isfinite(price) and price > 0):
+        raise CallError(
+            f"{price} is not a price",
+            where="--price",
+            remedy="write what one GPU costs in an hour, a number above 0",
+        )
+    if price is not None and device is None:
+        raise CallError(
+            "a price needs a predicted speed",
+            where="--price",
+            remedy="give --hardware too, for instance --hardware h100",
+        )
+    if what not in (None, "micro_batch", "sequence"):
+        raise CallError(
+            f"{what!r} has no largest", where="--max", remedy="write micro_batch or sequence"
+        )
+    if what is not None and machine.gpu_bytes is None:
+        raise CallError(
+            "the largest that fits depends on the memory that there is",
+            where="--max",
+            remedy="give --gpu-memory too, for instance --gpu-memory 80GiB",
+        )

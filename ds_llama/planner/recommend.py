@@ -1,0 +1,125 @@
+"""Which strategy to take of those that fit, and why, in plain words with the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ds_llama.planner.fit import Machine
+from ds_llama.planner.plan import Change, Strategy
+from ds_llama.planner.strategies import Candidate
+from ds_llama.units import format_bytes, format_count
+
+# Below this the time model cannot tell two strategies apart.
+SAME_TIME = 0.02
+
+RULE_BY_TIME = (
+    f"the fastest that fits; of those within {SAME_TIME:.0%} of it the one that moves the fewest "
+    "bytes, then the one with the smallest peak"
+)
+RULE_BY_BYTES = (
+    "without --hardware no speed is predicted: of those that fit the one that moves the fewest "
+    "bytes in a step, then without recomputation, then the one with the smallest peak"
+)
+
+
+def rule(rows: Sequence[Strategy]) -> str:
+    """The rule that `ranked` follows for these rows."""
+    return RULE_BY_TIME if _timed(rows) else RULE_BY_BYTES
+
+
+def ranked(rows: Sequence[Strategy]) -> list[Strategy]:
+    """The rows that fit, the best first."""
+    fitting = [row for row in rows if row.fit.verdict == "fits"]
+    if not _timed(rows):
+        return sorted(fitting, key=lambda row: (row.moved_bytes, _recompute(row), row.peak_bytes))
+    left, order = fitting, list[Strategy]()
+    while left:
+        fastest = max(_speed(row) for row in left)
+        same = [row for row in left if _speed(row) >= fastest * (1 - SAME_TIME)]
+        best = min(same, key=lambda row: (row.moved_bytes, _recompute(row), row.peak_bytes))
+        order.append(best)
+        left = [row for row in left if row is not best]
+    return order
+
+
+def reason(order: Sequence[Strategy], machine: Machine) -> str:
+    """Why the first, and what the second would be."""
+    best, count = order[0], len(order)
+    among = "the only one that fits" if count == 1 else f"of the {count} that fit"
+    why = among
+    if count > 1 and best.tokens_per_s is not None:
+        slower = [row for row in order if _speed(row) > _speed(best)]
+        why = f"the fastest {among}"
+        if slower:
+            why = f"as fast as any {among} (within {SAME_TIME:.0%}), and moves the fewest bytes"
+    elif count > 1:
+        why = f"moves the fewest bytes in a step {among}"
+    parts = [f"{best.name}: {why}; {_numbers(best, machine)}."]
+    if count > 1:
+        parts.append(f"Runner-up {order[1].name}: {_numbers(order[1], machine)}.")
+    return " ".join(parts)
+
+
+def _numbers(row: Strategy, machine: Machine) -> str:
+    """The few numbers that a choice is made by."""
+    said = []
+    if row.tokens_per_s_per_gpu is not None:
+        mfu = "" if row.mfu is None else f" ({row.mfu:.0%} MFU)"
+        said.append(f"{format_count(row.tokens_per_s_per_gpu)} tokens/s per GPU{mfu}")
+    capacity = machine.gpu_bytes
+    of = "" if capacity is None else f" of {format_bytes(capacity)}"
+    said.append(f"{format_bytes(row.peak_bytes)}{of} at its peak")
+    if row.host_bytes:
+        said.append(f"{format_bytes(row.host_bytes)} of each host")
+    said.append(f"{format_bytes(row.moved_bytes)} moved in a step")
+    return ", ".join(said)
+
+
+def nothing_fits(rows: Sequence[Strategy], changes: Sequence[Change], machine: Machine) -> str:
+    """What comes nearest, what is in its way, and what would make it fit."""
+    near = min(rows, key=lambda row: (row.fit.verdict == "no", _excess(row)))
+    how = "fits only into what is kept free" if near.fit.verdict == "tight" else "is too large"
+    said = f"nothing fits. The nearest is {near.name}, which {how}: {_why(near, machine)}."
+    if not changes:
+        return f"{said} No change that was tried makes it fit."
+    words = [f"{change.change} ({change.strategy})" for change in changes]
+    return f"{said} It would fit {', or '.join(words)}."
+
+
+def _why(row: Strategy, machine: Machine) -> str:
+    if row.fit.resource == "host":
+        need = format_bytes(row.host_bytes)
+        keep = format_bytes(row.host_reserve_bytes)
+        return f"{need} and {keep} of processes on a host of {format_bytes(machine.host_bytes or 0)}"
+    if row.fit.resource == "nvme":
+        nvme = format_bytes(machine.nvme_bytes or 0)
+        return f"{format_bytes(row.nvme_bytes)} on an NVMe of {nvme}"
+    term = row.memory.device_peak.to_dict()[row.fit.limit or "other"]
+    return (
+        f"{format_bytes(row.peak_bytes)} at its peak and {format_bytes(row.reserve_bytes)} kept "
+        f"free, on a GPU of {format_bytes(machine.gpu_bytes or 0)}; the most are {row.fit.limit}, "
+        f"{format_bytes(term)}"
+    )
+
+
+def _excess(row: Strategy) -> float:
+    machine = row.machine
+    parts = [
+        (row.peak_bytes + row.reserve_bytes, machine.gpu_bytes),
+        (row.host_bytes, machine.host_bytes),
+        (row.nvme_bytes, machine.nvme_bytes),
+    ]
+    return max(used / capacity for used, capacity in parts if capacity)
+
+
+def _timed(rows: Sequence[Strategy]) -> bool:
+    return bool(rows) and all(row.tokens_per_s is not None for row in rows)
+
+
+def _speed(row: Strategy) -> float:
+    return row.tokens_per_s or 0.0
+
+
+def _recompute(row: Strategy) -> bool:
+    candidate: Candidate = row.candidate
+    return candidate.recompute

@@ -1,0 +1,107 @@
+"""The largest micro batch or sequence that fits, and the least that makes anything fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from ds_llama.config.resolve import Resolved, data_parallel_ranks, resolve
+from ds_llama.config.run import Run
+from ds_llama.errors import ConfigError
+from ds_llama.planner import strategies
+from ds_llama.planner.fit import Machine, headroom
+from ds_llama.planner.memory import memory
+from ds_llama.planner.strategies import Candidate
+
+_MOST_SEQUENCES = 2**20
+
+
+def spare(run: Run, machine: Machine, device: str) -> int | None:
+    """Bytes that are left of the scarcest memory; negative where the run does not fit."""
+    try:
+        resolved = resolve(run, machine.world_size, device=device)
+    except ConfigError:
+        return None
+    return headroom(memory(resolved), machine)
+
+
+def max_micro_batch(candidate: Candidate, machine: Machine, device: str) -> int | None:
+    """The largest micro batch that fits; None where one sequence is too many.
+
+    Where the run says its global batch, a micro batch divides a rank's share of it.
+    """
+    run, resolved = candidate.run, candidate.resolved
+    ranks = data_parallel_ranks(run, machine.world_size)
+
+    def left(micro: int) -> int | None:
+        total = resolved.global_batch_size
+        if not strategies.fixed_global_batch(run):
+            total = micro * resolved.accumulation_steps * ranks
+        return spare(strategies.with_batch(run, micro=micro, total=total), machine, device)
+
+    if not strategies.fixed_global_batch(run):
+        return largest(left, _MOST_SEQUENCES)
+    share = resolved.global_batch_size // ranks
+    # The whole share at once adds up nothing, which can take less than half of it twice.
+    if (whole := left(share)) is not None and whole >= 0:
+        return share
+    divisors = [size for size in range(1, share) if share % size == 0]
+    found = largest(lambda index: left(divisors[index - 1]), len(divisors))
+    return None if found is None else divisors[found - 1]
+
+
+def max_sequence(candidate: Candidate, machine: Machine, device: str) -> int | None:
+    """The longest sequence that fits, at most the model's max_position_embeddings."""
+    run = candidate.run
+
+    def left(length: int) -> int | None:
+        return spare(strategies.with_sequence(run, length + 1), machine, device)
+
+    found = largest(left, candidate.resolved.model.max_position_embeddings - 1)
+    return None if found is None else found + 1  # a sequence has two tokens at least
+
+
+def largest(left: Callable[[int], int | None], most: int) -> int | None:
+    """The largest n of 1 to `most` with left(n) >= 0; None where there is none.
+
+    `left` falls. It is nearly linear (activations are), so that a secant finds the place in a few
+    steps; every other step halves what is left of the interval, so that none takes many.
+    """
+    here = left(1)
+    if most < 1 or here is None or here < 0:
+        return None
+    there = left(most)
+    if there is not None and there >= 0:
+        return most
+    low, high, halve = 1, most, there is None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if not halve and there is not None:
+            middle = low + int((high - low) * (here / (here - there)))
+            middle = min(max(middle, low + 1), high - 1)
+        value = left(middle)
+        if value is not None and value >= 0:
+            low, here = middle, value
+        else:
+            high, there = middle, value
+        halve = not halve or there is None
+    return low
+
+
+def smaller(run: Run, resolved: Resolved) -> Iterator[tuple[str, Run]]:
+    """What a person would change first, each with the words for it and the changed run."""
+    one = strategies.with_batch(run, micro=1, total=resolved.global_batch_size)
+    if strategies.fixes_recompute(run) and resolved.run.train.recompute is None:
+        yield "with recomputation", strategies.with_recompute(run)
+    if resolved.micro_batch_size > 1:
+        yield "train.micro_batch_size=1", one
+    if strategies.fixes_recompute(run) and resolved.run.train.recompute is None:
+        yield "train.micro_batch_size=1 and recomputation", strategies.with_recompute(one)
+
+
+def worlds(machine: Machine, most: int) -> Iterator[Machine]:
+    """Larger machines of the same nodes, twice as many ranks each time."""
+    ranks = machine.world_size * 2
+    while ranks <= most:
+        yield replace(machine, world_size=ranks)
+        ranks *= 2

@@ -21,6 +21,7 @@ _FACE = {
     "init_distributed": ("ds_llama.zero.script", "init_distributed"),
     "initialize": ("ds_llama.zero.script", "initialize"),
     "load_run": ("ds_llama.config", "load_run"),
+    "plan": ("ds_llama.planner.advise", "plan"),
     "preset": ("ds_llama.config", "preset"),
     "presets": ("ds_llama.config", "presets"),
     "register": ("ds_llama.zero.register", "register"),
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ds_llama.model.llama import Llama
     from ds_llama.model.traits import register_traits
     from ds_llama.simulator import simulate
+    from ds_llama.planner.advise import plan
     from ds_llama.trainer.build import construct
     from ds_llama.trainer.train import train
     from ds_llama.zero.ema import averaged
@@ -56,6 +58,7 @@ __all__ = [
     "init_distributed",
     "initialize",
     "load_run",
+    "plan",
     "preset",
     "presets",
     "register",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from ds_llama.planner.fit import Machine, device_reserve, fit, host_reserve
 from ds_llama.planner.hardware import Hardware
 from ds_llama.planner.memory import memory
 from ds_llama.planner.plan import Change, Cost, Plan, Strategy
-from ds_llama.planner.strategies import Candidate
+from ds_llama.planner.strategies import Candidate, Refused
 from ds_llama.planner.time import step_time
 from ds_llama.planner.traffic import traffic
 from ds_llama.units import format_bytes, parse_bytes
@@ -57,12 +57,11 @@ def plan(
     device = None if hardware is None else _hardware(hardware, internode)
     machine = _machine(world_size, gpus_per_node, gpu_memory, host_memory, nvme, device)
     _check(price, device, max, machine)
-    found, refused = strategies.candidates(run, world_size, nvme=nvme is not None)
-    if strategy is not None:
-        written.check_name(strategy, [each.name for each in found])
     if write is not None:
         written.check_target(write, force)
-    rows = [_row(each, machine, device, price) for each in found]
+    rows, refused = _rows(run, machine, device, price)
+    if strategy is not None:
+        written.check_name(strategy, [row.name for row in rows])
     rows = [_with_largest(row, max) for row in rows]
     made = _recommended(run, machine, rows, device)
     made = replace(made, refused=tuple(refused), hardware=None if device is None else device.key)
@@ -71,9 +70,7 @@ def plan(
     return made
 
 
-def _recommended(
-    run: Run, machine: Machine, rows: list[Strategy], device: Hardware | None
-) -> Plan:
+def _recommended(run: Run, machine: Machine, rows: list[Strategy], device: Hardware | None) -> Plan:
     order = recommend.ranked(rows)
     best = order[0].name if order else None
     second = order[1].name if len(order) > 1 else None
@@ -87,6 +84,15 @@ def _recommended(
         reason = recommend.nothing_fits(rows, changes, machine)
     rule = recommend.rule(rows)
     return Plan(machine, None, tuple(rows), (), best, second, reason, rule, changes)
+
+
+def _rows(
+    run: Run, machine: Machine, device: Hardware | None, price: float | None = None
+) -> tuple[list[Strategy], list[Refused]]:
+    found, refused = strategies.candidates(
+        run, machine.world_size, nvme=machine.nvme_bytes is not None, device=machine.device
+    )
+    return [_row(each, machine, device, price) for each in found], refused
 
 
 def _row(
@@ -120,9 +126,19 @@ def _with_largest(row: Strategy, what: str | None) -> Strategy:
 
 def _changes(
     run: Run, machine: Machine, rows: list[Strategy], device: Hardware | None
-) -> list[Change]:
-    """The first change of each kind that makes something fit."""
-    return []
+) -> Iterator[Change]:
+    """The first change of each kind that makes something fit, and what to take then."""
+    own = next(row.candidate.resolved for row in rows if row.candidate.own)
+    for words, changed, larger in search.changes(run, own, machine):
+        order = recommend.ranked(_rows(changed, larger, device)[0])
+        if order:
+            yield Change(words, order[0].name, order[0].peak_bytes, larger.world_size)
+    hosts = [row for row in rows if row.fit.resource == "host" and row.device_fits]
+    if hosts:
+        least = min(hosts, key=lambda row: row.host_bytes)
+        need = format_bytes(least.host_bytes + least.host_reserve_bytes)
+        words = f"with {need} of host memory"
+        yield Change(words, least.name, least.peak_bytes, machine.world_size)
 
 
 def _hardware(name: str, internode: str | float | None) -> Hardware:
@@ -146,6 +162,7 @@ def _machine(
         known if gpu_memory is None else _size(gpu_memory, "--gpu-memory"),
         None if host_memory is None else _size(host_memory, "--host-memory"),
         None if nvme is None else _size(nvme, "--nvme"),
+        "cpu" if device is not None and device.key == "cpu" else "cuda",
     )
 
 

@@ -29,13 +29,17 @@ HOST_PROCESS_BYTES = 2_100_000_000
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is; None for what is not known. Host memory and NVMe are those of one node."""
+    """What there is; None for what is not known. Host memory and NVMe are those of one node.
+
+    device: what torch calls it.
+    """
 
     world_size: int
     gpus_per_node: int
     gpu_bytes: int | None = None
     host_bytes: int | None = None
     nvme_bytes: int | None = None
+    device: str = "cuda"
 
     @property
     def ranks_per_node(self) -> int:

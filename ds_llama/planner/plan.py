@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ds_llama.planner.fit import Fit, Machine
+from ds_llama.planner.fit import fit as judge
 from ds_llama.planner.memory import Memory
 from ds_llama.planner.strategies import Candidate, Refused
 from ds_llama.planner.time import StepTime
@@ -64,6 +65,12 @@ class Strategy:
         moved = self.traffic
         inside = sum(moved.collectives.values()) + moved.host_link_bytes
         return inside + moved.nvme_read_bytes + moved.nvme_write_bytes
+
+    @property
+    def device_fits(self) -> bool:
+        """Whether the device's memory, where it is known, would be enough."""
+        device = replace(self.machine, host_bytes=None, nvme_bytes=None)
+        return judge(self.memory, device).verdict in ("fits", None)
 
     @property
     def tokens_per_s_per_gpu(self) -> float | None:

@@ -90,7 +90,9 @@ def _why(row: Strategy, machine: Machine) -> str:
     if row.fit.resource == "host":
         need = format_bytes(row.host_bytes)
         keep = format_bytes(row.host_reserve_bytes)
-        return f"{need} and {keep} of processes on a host of {format_bytes(machine.host_bytes or 0)}"
+        return (
+            f"{need} and {keep} of processes on a host of {format_bytes(machine.host_bytes or 0)}"
+        )
     if row.fit.resource == "nvme":
         nvme = format_bytes(machine.nvme_bytes or 0)
         return f"{format_bytes(row.nvme_bytes)} on an NVMe of {nvme}"
@@ -113,7 +115,7 @@ def _excess(row: Strategy) -> float:
 
 
 def _timed(rows: Sequence[Strategy]) -> bool:
-    return bool(rows) and all(row.tokens_per_s is not None for row in rows)
+    return any(row.tokens_per_s is not None for row in rows)
 
 
 def _speed(row: Strategy) -> float:

@@ -14,18 +14,20 @@ from ds_llama.planner.memory import memory
 from ds_llama.planner.strategies import Candidate
 
 _MOST_SEQUENCES = 2**20
+_MOST_RANKS = 2**17
+_SHORTEST = 128  # tokens
 
 
-def spare(run: Run, machine: Machine, device: str) -> int | None:
+def spare(run: Run, machine: Machine) -> int | None:
     """Bytes that are left of the scarcest memory; negative where the run does not fit."""
     try:
-        resolved = resolve(run, machine.world_size, device=device)
+        resolved = resolve(run, machine.world_size, device=machine.device)
     except ConfigError:
         return None
     return headroom(memory(resolved), machine)
 
 
-def max_micro_batch(candidate: Candidate, machine: Machine, device: str) -> int | None:
+def max_micro_batch(candidate: Candidate, machine: Machine) -> int | None:
     """The largest micro batch that fits; None where one sequence is too many.
 
     Where the run says its global batch, a micro batch divides a rank's share of it.
@@ -37,7 +39,7 @@ def max_micro_batch(candidate: Candidate, machine: Machine, device: str) -> int 
         total = resolved.global_batch_size
         if not strategies.fixed_global_batch(run):
             total = micro * resolved.accumulation_steps * ranks
-        return spare(strategies.with_batch(run, micro=micro, total=total), machine, device)
+        return spare(strategies.with_batch(run, micro=micro, total=total), machine)
 
     if not strategies.fixed_global_batch(run):
         return largest(left, _MOST_SEQUENCES)
@@ -50,12 +52,12 @@ def max_micro_batch(candidate: Candidate, machine: Machine, device: str) -> int 
     return None if found is None else divisors[found - 1]
 
 
-def max_sequence(candidate: Candidate, machine: Machine, device: str) -> int | None:
+def max_sequence(candidate: Candidate, machine: Machine) -> int | None:
     """The longest sequence that fits, at most the model's max_position_embeddings."""
     run = candidate.run
 
     def left(length: int) -> int | None:
-        return spare(strategies.with_sequence(run, length + 1), machine, device)
+        return spare(strategies.with_sequence(run, length + 1), machine)
 
     found = largest(left, candidate.resolved.model.max_position_embeddings - 1)
     return None if found is None else found + 1  # a sequence has two tokens at least
@@ -88,20 +90,71 @@ def largest(left: Callable[[int], int | None], most: int) -> int | None:
     return low
 
 
-def smaller(run: Run, resolved: Resolved) -> Iterator[tuple[str, Run]]:
-    """What a person would change first, each with the words for it and the changed run."""
-    one = strategies.with_batch(run, micro=1, total=resolved.global_batch_size)
+def changes(run: Run, resolved: Resolved, machine: Machine) -> Iterator[tuple[str, Run, Machine]]:
+    """The least change of each kind that makes something fit: words, and what to plan instead."""
+    yield from first(smaller(run, resolved, machine), machine)
+    larger = larger_world(run, resolved, machine)
+    if larger is not None:
+        words = f"on {larger[1].world_size:,} GPUs"
+        yield (words, *larger)
+
+
+def first(tried: Iterator[tuple[str, Run]], machine: Machine) -> Iterator[tuple[str, Run, Machine]]:
+    """The first of these under which something fits."""
+    for words, run in tried:
+        if any_fits(run, machine):
+            yield words, run, machine
+            return
+
+
+def smaller(run: Run, resolved: Resolved, machine: Machine) -> Iterator[tuple[str, Run]]:
+    """What a person would change on the same machine, the least first."""
+    total, length = resolved.global_batch_size, resolved.run.data.sequence_length
+    one = strategies.with_batch(run, micro=1, total=total)
+    alike = [("", run)]
     if strategies.fixes_recompute(run) and resolved.run.train.recompute is None:
-        yield "with recomputation", strategies.with_recompute(run)
+        alike.append(("recomputation", strategies.with_recompute(run)))
     if resolved.micro_batch_size > 1:
-        yield "train.micro_batch_size=1", one
-    if strategies.fixes_recompute(run) and resolved.run.train.recompute is None:
-        yield "train.micro_batch_size=1 and recomputation", strategies.with_recompute(one)
+        alike.append(("train.micro_batch_size=1", one))
+        if len(alike) > 2:
+            words = "recomputation and train.micro_batch_size=1"
+            alike.append((words, strategies.with_recompute(one)))
+    yield from ((f"with {words}", changed) for words, changed in alike[1:])
+    words, least = alike[-1]
+    while (length := length // 2) >= _SHORTEST:
+        said = f"{words} and " if words else ""
+        yield f"with {said}data.sequence_length={length}", strategies.with_sequence(least, length)
 
 
-def worlds(machine: Machine, most: int) -> Iterator[Machine]:
-    """Larger machines of the same nodes, twice as many ranks each time."""
-    ranks = machine.world_size * 2
-    while ranks <= most:
-        yield replace(machine, world_size=ranks)
-        ranks *= 2
+def larger_world(run: Run, resolved: Resolved, machine: Machine) -> tuple[Run, Machine] | None:
+    """The smallest world of whole nodes on which something fits."""
+
+    def at(units: int) -> tuple[Run, Machine]:
+        ranks = units * unit
+        step = resolved.micro_batch_size * ranks
+        total = -(-resolved.global_batch_size // step) * step
+        batched = strategies.with_batch(run, micro=resolved.micro_batch_size, total=total)
+        return batched, replace(machine, world_size=ranks)
+
+    unit = machine.gpus_per_node if machine.world_size >= machine.gpus_per_node else 1
+    low = machine.world_size // unit
+    high = low * 2
+    while high * unit <= _MOST_RANKS and not any_fits(*at(high)):
+        low, high = high, high * 2
+    if high * unit > _MOST_RANKS:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if any_fits(*at(middle)) else (middle, high)
+    return at(high)
+
+
+def any_fits(run: Run, machine: Machine) -> bool:
+    """Whether any strategy fits; those that hold the least on a device are asked first."""
+    found, _ = strategies.candidates(
+        run, machine.world_size, nvme=machine.nvme_bytes is not None, device=machine.device
+    )
+    return any(
+        headroom(memory(each.resolved), machine) >= 0
+        for each in sorted(found, key=lambda each: (each.recompute, each.resolved.stage))[::-1]
+    )

@@ -44,9 +44,7 @@ def deepspeed_json(candidate: Candidate) -> dict[str, Any]:
     return {key: tree[key] for key in sorted(tree, key=order.index)}
 
 
-def _said(
-    resolved: Mapping[str, Any], source: Mapping[str, Any], more: set[str]
-) -> dict[str, Any]:
+def _said(resolved: Mapping[str, Any], source: Mapping[str, Any], more: set[str]) -> dict[str, Any]:
     """Of the resolved values those that `source` has too, or whose names are in `more`."""
     found: dict[str, Any] = {}
     for name, value in resolved.items():
@@ -72,9 +70,7 @@ def check_target(target: str | os.PathLike[str], force: bool) -> None:
     """Raise CallError where `target` cannot be written, or is there and not to be replaced."""
     path = Path(target)
     if path.is_dir():
-        raise CallError(
-            "is a folder", where=str(path), remedy="name a file in it, such as ds.json"
-        )
+        raise CallError("is a folder", where=str(path), remedy="name a file in it, such as ds.json")
     if path.exists() and not force:
         raise CallError(
             "the file is there already",

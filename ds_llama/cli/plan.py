@@ -1,0 +1,86 @@
+"""`ds-llama plan`: what each ZeRO strategy costs, what fits, which to take and why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Largest(str, Enum):
+    """What `--max` finds the largest of."""
+
+    micro_batch = "micro_batch"
+    sequence = "sequence"
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run's JSON file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="key.path=value, for instance data.sequence_length=8192", show_default=False
+        ),
+    ] = None,
+    world_size: Annotated[int, typer.Option(help="GPUs, on all nodes together.")] = 8,
+    gpu_memory: Annotated[str | None, typer.Option(help="Of one GPU, such as 80GiB.")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="Of one node, such as 512GiB.")] = None,
+    nvme: Annotated[
+        str | None, typer.Option(help="Free on one node, such as 4TiB; plans NVMe offload too.")
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Such as h100: predicts speed, knows its memory.")
+    ] = None,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(help="The hardware's own number, else 8.", show_default=False)
+    ] = None,
+    internode: Annotated[
+        str | None, typer.Option(help="A GPU's share of the network, such as 400Gb/s.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(help="Of one GPU for an hour.")] = None,
+    largest: Annotated[
+        Largest | None, typer.Option("--max", help="Also find the largest that fits.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Write the recommended strategy's DeepSpeed JSON here.")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="Write this one instead of the recommended.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Let --write replace a file.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Recomputation where a strategy fits without, too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """What each ZeRO strategy costs, what fits, which to take and why, in closed form."""
+    from ds_llama.planner.advise import plan
+
+    made = plan(
+        str(run),
+        *(overrides or []),
+        world_size=world_size,
+        gpu_memory=gpu_memory,
+        host_memory=host_memory,
+        nvme=nvme,
+        hardware=hardware,
+        gpus_per_node=gpus_per_node,
+        internode=internode,
+        price=price,
+        max=None if largest is None else largest.value,
+        write=write,
+        strategy=strategy,
+        force=force,
+    )
+    if as_json:
+        print(json.dumps(made.to_dict(), indent=2))
+        return
+    from ds_llama.cli.plan_table import text
+
+    print(text(made, shutil.get_terminal_size().columns, every=every))
+    if write is not None:
+        print(f"wrote {write}: {strategy or made.recommended}")

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from ds_llama.config.model import LlamaConfig
     from ds_llama.model.llama import Llama
     from ds_llama.model.traits import register_traits
-    from ds_llama.simulator import simulate
     from ds_llama.planner.advise import plan
+    from ds_llama.simulator import simulate
     from ds_llama.trainer.build import construct
     from ds_llama.trainer.train import train
     from ds_llama.zero.ema import averaged

@@ -19,10 +19,12 @@ FACE = {
     "init_distributed",
     "initialize",
     "load_run",
+    "plan",
     "preset",
     "presets",
     "register",
     "register_traits",
+    "simulate",
     "train",
 }
 
@@ -38,7 +40,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_config_names_do_not_import_torch() -> None:
-    code = "import sys, ds_llama as dl; dl.presets(), dl.LlamaConfig, dl.load_run, dl.preset; "
+    code = "import sys, ds_llama as dl; dl.presets(), dl.LlamaConfig, dl.load_run, dl.plan; "
     assert in_a_new_process(code + "print('torch' in sys.modules)") == "False"
 
 

@@ -1,4 +1,4 @@
-"""Live tensor bytes, counted by storage, per device type and in total, with peaks per phase.
+"""Live tensor bytes, counted by storage, by device type and by what they are for, per phase.
 
     account = Account(accelerator="cuda")
     account.track(model.parameters())
@@ -7,7 +7,7 @@
             loss = model(ids, labels=ids).loss
         with account.phase("backward"):
             loss.backward()
-    account.phases[0].device.peak_bytes
+    account.phases[0].device.peak_bytes, account.phases[0].device.peak["activations"]
 
 What is counted is what the program holds, not what an allocator took for it: the numbers are the
 same on every machine, and on fake tensors. A storage counts once, with all of its bytes, however
@@ -19,6 +19,9 @@ Three ways in which bytes change, and who sees them:
   resized in place       untyped_storage().resize_, by which FSDP and ZeRO-3 free and refill a
                          parameter: no operation passes, so the method is wrapped while counting
 Scratch memory inside a kernel is seen by nobody; see device memory for that.
+
+Every change is put in a log while a phase is open. What a peak was made of is read from it at the
+end of the phase, by when it is known what each storage was for (`measure.labels`).
 """
 
 from __future__ import annotations
@@ -27,33 +30,34 @@ import gc
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
-from torch.utils._pytree import tree_leaves
-
-from ds_llama.measure import storages
-
-TOTAL = "total"
-
-CATEGORIES = (
-    "parameters",
-    "gradients",
-    "master",
-    "optimizer",
-    "buckets",
-    "activations",
-    "logits",
-    "other",
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
 )
-"""What bytes are for; the keys of a plan's `terms`."""
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._traceback import CapturedTraceback
+
+from ds_llama.measure import labels, memory, storages
+from ds_llama.measure.labels import Live
+from ds_llama.measure.ledger import TOTAL, Change, Ledger
+from ds_llama.measure.phases import CATEGORIES, Bytes, Phase
+
+__all__ = ["CATEGORIES", "Account", "Bytes", "Change", "Phase", "entered", "phase"]
+
+Holdings = Callable[[Any], Iterable[tuple[torch.Tensor, str]]]
 
 _ENTERED: ContextVar[Account | None] = ContextVar("account", default=None)
+
+
+def entered() -> Account | None:
+    """The Account that is counting here."""
+    return _ENTERED.get()
 
 
 @contextmanager
@@ -70,66 +74,41 @@ def phase(name: str) -> Iterator[None]:
             yield
 
 
-@dataclass(frozen=True)
-class Bytes:
-    """Bytes that are live now, and the most that were live at once."""
-
-    now_bytes: int = 0
-    peak_bytes: int = 0
-
-    def to_dict(self) -> dict[str, int]:
-        return {"now_bytes": self.now_bytes, "peak_bytes": self.peak_bytes}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One phase: bytes at its end and its peak, by device type; `total` has a peak of its own."""
-
-    name: str
-    by_type: dict[str, Bytes]
-    total: Bytes
-    accelerator: str
-
-    @property
-    def device(self) -> Bytes:
-        """Bytes on the accelerator; on a CPU run everything is here."""
-        return self.by_type.get(self.accelerator, Bytes())
-
-    @property
-    def host(self) -> Bytes:
-        """Bytes in host memory beside an accelerator; none on a CPU run."""
-        return Bytes() if self.accelerator == "cpu" else self.by_type.get("cpu", Bytes())
-
-    def to_dict(self) -> dict[str, Any]:
-        parts = {"device": self.device, "host": self.host, "total": self.total}
-        return {"name": self.name, **{key: part.to_dict() for key, part in parts.items()}}
-
-
-class _Live(weakref.ref):  # type: ignore[type-arg]
-    """A storage that is counted: where it is and how large it was when last seen."""
-
-    __slots__ = ("device", "key", "size")
-    key: int
-    size: int
-    device: str
-
-
 class Account(TorchDispatchMode):
     """Counts while entered, in this thread and in autograd's threads for its backward passes.
 
-    `accelerator` is the device type that a Phase calls `device`. Garbage in reference cycles dies
-    when the collector happens to run; so that two runs agree, the collector is off while counting
-    and runs at the edges of phases. Not re-entrant.
+    `accelerator` is the device type that a Phase calls `device`. `stacks` keeps the history with
+    the Python stack of every storage; `history` keeps it without. `process` reads the allocator's
+    and the process's memory at the end of each phase too, and starts their peaks anew at its begin.
+
+    Garbage in reference cycles dies when the collector happens to run; so that two runs agree, the
+    collector is off while counting and runs at the edges of phases. Not re-entrant.
     """
 
-    def __init__(self, accelerator: str = "cpu") -> None:
+    def __init__(
+        self,
+        accelerator: str = "cpu",
+        *,
+        stacks: bool = False,
+        history: bool = False,
+        process: bool = False,
+    ) -> None:
         super().__init__()
         self.accelerator = accelerator
         self.phases: list[Phase] = []
-        self._live: dict[int, _Live] = {}
-        self._dead: deque[_Live] = deque()
-        self._now: dict[str, int] = {TOTAL: 0}
-        self._peaks: list[dict[str, int]] = [{TOTAL: 0}]
+        self.edges: list[tuple[int, str, bool]] = []
+        """(changes before it, phase, whether it begins), in order; with a history only."""
+        self.vocabulary: int | None = None
+        """The last dimension by which logits are known."""
+        self._stacks, self._process = stacks, process
+        self._ledger = Ledger(keep=stacks or history)
+        self._live: dict[int, Live] = {}
+        self._dead: deque[Live] = deque()
+        self._serial = 0
+        self._open: list[str] = []
+        self._training = False
+        self._owners: list[tuple[weakref.ref[Any], Holdings]] = []
+        self._known: dict[Any, tuple[bool, int | None]] = {}
         self._collecting = False
 
     # --- reading -------------------------------------------------------------------------------
@@ -137,24 +116,37 @@ class Account(TorchDispatchMode):
     def bytes(self, device: str = TOTAL) -> Bytes:
         """Bytes of one device type ("cpu", "cuda", "total") since this account was made."""
         self._bury()
-        return Bytes(self._now.get(device, 0), self._peaks[0].get(device, 0))
+        return self._ledger.bytes(device)
+
+    def history(self) -> Iterator[Change]:
+        """Every change in order; needs `history` or `stacks`."""
+        return self._ledger.history()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Append a Phase to `phases` at the end. Phases may nest; each has its own peaks."""
         self._collect()
-        peaks = dict(self._now)
-        self._peaks.append(peaks)
+        self._ledger.begin()
+        self._open.append(name)
+        self._edge(name, True)
+        if self._process:
+            memory.reset_peaks(self.accelerator)
         try:
             yield
         finally:
+            process = memory.everything(self.accelerator) if self._process else None
             self._collect()
-            self._peaks = [kept for kept in self._peaks if kept is not peaks]
-            by_type = {
-                key: Bytes(self._now[key], peak) for key, peak in peaks.items() if key != TOTAL
-            }
-            total = Bytes(self._now[TOTAL], peaks[TOTAL])
-            self.phases.append(Phase(name, by_type, total, self.accelerator))
+            self._ask_owners()
+            found = self._ledger.end(self._live.values())
+            total = found.pop(TOTAL)
+            self.phases.append(Phase(name, found, total, self.accelerator, process))
+            self._open.pop()
+            self._edge(name, False)
+
+    def _edge(self, name: str, begins: bool) -> None:
+        self._training = bool(self._open) and self._open[-1] in labels.TRAINING
+        if self._ledger.keep:
+            self.edges.append((len(self._ledger), name, begins))
 
     # --- counting ------------------------------------------------------------------------------
 
@@ -165,11 +157,19 @@ class Account(TorchDispatchMode):
             if tensor.is_leaf and tensor.grad is not None:
                 self._see(tensor.grad)
 
+    def ask(self, owner: Any, holdings: Holdings) -> None:
+        """At every phase's end label what `holdings(owner)` yields, until the owner is gone."""
+        self._owners.append((weakref.ref(owner), holdings))
+
     def __enter__(self) -> Account:
         self._collecting = gc.isenabled()
         self._collect()
         gc.disable()
         storages.watch(self._resized)
+        self._hooks = (
+            register_optimizer_step_pre_hook(self._before_update),
+            register_optimizer_step_post_hook(self._after_update),
+        )
         self._outer = _ENTERED.set(self)
         super().__enter__()
         return self
@@ -177,6 +177,8 @@ class Account(TorchDispatchMode):
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         _ENTERED.reset(self._outer)
+        for hook in self._hooks:
+            hook.remove()
         storages.unwatch(self._resized)
         if self._collecting:
             gc.enable()
@@ -192,51 +194,76 @@ class Account(TorchDispatchMode):
             # A DTensor's own handler runs next, and the plain operations inside come back here.
             return NotImplemented
         kwargs = kwargs or {}
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor):
-                self._see(leaf)
+        mutates, category = self._known.get(func) or self._learn(func)
+        see = self._see
+        given = list(storages.tensors_in(args))
+        given.extend(storages.tensors_in(kwargs))
+        for tensor in given:
+            live = see(tensor)
+            if live is not None and live.strength == labels.MADE:
+                labels.used(live, tensor)
+            if category is not None and live is not None:
+                live.label(category, labels.USED)
         out = func(*args, **kwargs)
-        # inputs again: an operation may have resized them, or given them another storage
-        for leaf in tree_leaves((out, args, kwargs)):
-            if isinstance(leaf, torch.Tensor):
-                self._see(leaf)
+        for tensor in storages.tensors_in(out):
+            see(tensor)
+        if mutates:  # an operation may have resized its inputs, or given them another storage
+            for tensor in given:
+                see(tensor)
         return out
 
-    def _see(self, tensor: torch.Tensor) -> None:
+    def _learn(self, func: Any) -> tuple[bool, int | None]:
+        """Whether an operation changes what it is given, and what a collective's tensors are."""
+        category = labels.collective(func._opname) if func.namespace == "c10d" else None
+        known = self._known[func] = (func._schema.is_mutable, category)
+        return known
+
+    def _see(self, tensor: torch.Tensor) -> Live | None:
+        """The storage of a strided tensor, counted; of others every part is counted."""
         if is_traceable_wrapper_subclass(tensor):
             names, _ = tensor.__tensor_flatten__()
             for name in names:
                 self._see(getattr(tensor, name))
-            return
-        if tensor.device.type == "meta":
-            return
+            return None
+        # A fake tensor's storage is a meta storage: the device is the tensor's.
+        device = tensor.device.type
+        if device == "meta":
+            return None
+        if tensor.layout is torch.strided:
+            return self._count(tensor.untyped_storage(), device, tensor)
         for part in storages.strided_parts(tensor):
-            # A fake tensor's storage is a meta storage: the device is the tensor's.
-            self._count(part.untyped_storage(), tensor.device.type)
+            self._count(part.untyped_storage(), device, part)
+        return None
 
     def _resized(self, storage: torch.UntypedStorage) -> None:
         known = self._live.get(storage._cdata)
         device = known.device if known is not None else storage.device.type
         if device != "meta":
-            self._count(storage, device)
+            self._count(storage, device, None)
 
-    def _count(self, storage: torch.UntypedStorage, device: str) -> None:
-        self._bury()
+    def _count(
+        self, storage: torch.UntypedStorage, device: str, tensor: torch.Tensor | None
+    ) -> Live:
+        if self._dead:
+            self._bury()
         key, size = storage._cdata, storage.nbytes()
         live = self._live.get(key)
         if live is None:
-            live = _Live(storage, self._dead.append)
-            live.key, live.size, live.device = key, 0, device
-            self._live[key] = live
+            live = self._live[key] = self._new(storage, key, device)
+            if tensor is not None:
+                live.category = labels.made(tensor, self._training, self.vocabulary)
         if size != live.size:
-            self._add(live.device, size - live.size)
+            self._ledger.change(live, size - live.size)
             live.size = size
+        return live
 
-    def _add(self, device: str, size: int) -> None:
-        for key in (device, TOTAL):
-            self._now[key] = now = self._now.get(key, 0) + size
-            for peaks in self._peaks:
-                peaks[key] = max(peaks.get(key, 0), now)
+    def _new(self, storage: torch.UntypedStorage, key: int, device: str) -> Live:
+        live = Live(storage, self._dead.append)
+        live.key, live.size, live.device, live.serial = key, 0, device, self._serial
+        live.category, live.strength = labels.OTHER, labels.MADE
+        live.stack = CapturedTraceback.extract() if self._stacks else None
+        self._serial += 1
+        return live
 
     def _bury(self) -> None:
         # A storage may die in any thread at any bytecode, so its death is only queued there.
@@ -244,7 +271,38 @@ class Account(TorchDispatchMode):
             live = self._dead.popleft()
             if self._live.get(live.key) is live:
                 del self._live[live.key]
-                self._add(live.device, -live.size)
+                self._ledger.change(live, -live.size)
+
+    # --- labels --------------------------------------------------------------------------------
+
+    def label(self, tensor: torch.Tensor, category: str, *, owned: bool = False) -> None:
+        """Say what a tensor's storage is for; counts it too."""
+        live = self._see(tensor)
+        if live is not None:
+            live.label(labels.INDEX[category], labels.OWNED if owned else labels.USED)
+
+    def _ask_owners(self) -> None:
+        alive = [(ref, of, owner) for ref, of in self._owners if (owner := ref()) is not None]
+        self._owners = [(ref, of) for ref, of, _ in alive]
+        for _, holdings, owner in alive:
+            for tensor, category in holdings(owner):
+                self.label(tensor, category, owned=True)
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for master in group["params"]:
+                if not isinstance(master, torch.nn.Parameter):
+                    self.label(master, "master")
+                if master.grad is not None:
+                    self.label(master.grad, "gradients")
+
+    def _after_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for state in optimizer.state.values():
+            for moment in state.values():
+                if isinstance(moment, torch.Tensor):
+                    self.label(moment, "optimizer")
+
+    # --- settling ------------------------------------------------------------------------------
 
     def _collect(self) -> None:
         gc.collect()

@@ -97,6 +97,17 @@ def snapshot() -> dict[str, int | None]:
     }
 
 
+def everything(device: torch.device | str) -> dict[str, int | None]:
+    """All counters of a device type's current device and of this process."""
+    return {**device_memory(device).to_dict(), **process_memory().to_dict()}
+
+
+def reset_peaks(device: torch.device | str) -> None:
+    """Start every peak of `everything` anew."""
+    reset_device_peaks(device)
+    reset_peak_rss()
+
+
 def reset_device_peaks(device: torch.device | str) -> None:
     """Start the device's peaks anew, as after warm-up."""
     if torch.device(device).type == "cuda":

@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from torch import nn
 
 from ds_llama.errors import RunError
-from ds_llama.zero import nonfinite
+from ds_llama.zero import holdings, nonfinite
 
 
 def create(
@@ -41,6 +41,7 @@ def create(
             **kwargs,
         )
     share_moments(created[0])
+    holdings.watch(created[0])
     return created
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ds_llama.measure import storages
-from ds_llama.measure.accounting import Account, Bytes
+from ds_llama.measure.accounting import CATEGORIES, Account, Bytes
+from ds_llama.measure.labels import Live
 
 F32 = 4
 
@@ -45,10 +46,10 @@ def test_phases_have_peaks_of_their_own(account: Account) -> None:
             del y
         with account.phase("quiet"):
             pass
-    assert {p.name: p.to_dict()["total"] for p in account.phases} == {
-        "inner": {"now_bytes": 400, "peak_bytes": 600},
-        "outer": {"now_bytes": 400, "peak_bytes": 1200},
-        "quiet": {"now_bytes": 400, "peak_bytes": 400},
+    assert {p.name: p.total for p in account.phases} == {
+        "inner": Bytes(400, 600),
+        "outer": Bytes(400, 1200),
+        "quiet": Bytes(400, 400),
     }
     del x
 
@@ -159,11 +160,14 @@ def test_device_and_host_apart() -> None:
         del gone
         more = torch.empty(50)
     phase = account.phases[0]
-    assert phase.to_dict() == {
-        "name": "mixed",
-        "device": {"now_bytes": 4000, "peak_bytes": 6000},
-        "host": {"now_bytes": 240, "peak_bytes": 240},
-        "total": {"now_bytes": 4240, "peak_bytes": 6040},  # not the sum of the peaks
+    assert phase.device == Bytes(4000, 6000)
+    assert phase.host == Bytes(240, 240)
+    assert phase.total == Bytes(4240, 6040)  # not the sum of the peaks
+    assert phase.to_dict()["device"] == {
+        "now_bytes": 4000,
+        "peak_bytes": 6000,
+        "now": dict.fromkeys(CATEGORIES, 0) | {"other": 4000},
+        "peak": dict.fromkeys(CATEGORIES, 0) | {"other": 6000},
     }
     del host, device, more
 
@@ -271,8 +275,11 @@ def test_the_resize_method_is_given_back(account: Account) -> None:
 class _ByTensor(Account):
     """Sabotaged: every tensor counts, aliases again."""
 
-    def _see(self, tensor: torch.Tensor) -> None:
-        self._add(tensor.device.type, tensor.nbytes)
+    def _see(self, tensor: torch.Tensor) -> Live | None:
+        live = super()._see(tensor)
+        if live is not None:
+            self._ledger.change(live, tensor.nbytes)
+        return None
 
 
 class _Unwatched(Account):

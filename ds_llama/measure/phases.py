@@ -1,0 +1,75 @@
+"""What an account says of a phase: bytes at its end and at its peak, split by what they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CATEGORIES = (
+    "parameters",
+    "gradients",
+    "master",
+    "optimizer",
+    "buckets",
+    "activations",
+    "logits",
+    "other",
+)
+"""What bytes are for; the keys of a plan's `terms`."""
+
+Split = Mapping[str, int]
+
+
+def _nothing() -> Split:
+    return dict.fromkeys(CATEGORIES, 0)
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Bytes that are live now and the most that were live at once, each with its split.
+
+    `now` and `peak` have a value for every category; `peak` is the split at the moment of the peak.
+    """
+
+    now_bytes: int = 0
+    peak_bytes: int = 0
+    now: Split = field(default_factory=_nothing, compare=False, repr=False)
+    peak: Split = field(default_factory=_nothing, compare=False, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "now_bytes": self.now_bytes,
+            "peak_bytes": self.peak_bytes,
+            "now": dict(self.now),
+            "peak": dict(self.peak),
+        }
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase: bytes at its end and its peak, by device type; `total` has a peak of its own.
+
+    process: what the allocator and the operating system say, where the account was asked for it.
+    """
+
+    name: str
+    by_type: dict[str, Bytes]
+    total: Bytes
+    accelerator: str
+    process: dict[str, int | None] | None = None
+
+    @property
+    def device(self) -> Bytes:
+        """Bytes on the accelerator; on a CPU run everything is here."""
+        return self.by_type.get(self.accelerator, Bytes())
+
+    @property
+    def host(self) -> Bytes:
+        """Bytes in host memory beside an accelerator; none on a CPU run."""
+        return Bytes() if self.accelerator == "cpu" else self.by_type.get("cpu", Bytes())
+
+    def to_dict(self) -> dict[str, Any]:
+        parts = {"device": self.device, "host": self.host, "total": self.total}
+        found = {"name": self.name, **{key: part.to_dict() for key, part in parts.items()}}
+        return found if self.process is None else {**found, "process": self.process}

@@ -106,7 +106,7 @@ class Account(TorchDispatchMode):
         self._dead: deque[Live] = deque()
         self._serial = 0
         self._open: list[str] = []
-        self._training = False
+        self._made_from = labels.OTHER
         self._owners: list[tuple[weakref.ref[Any], Holdings]] = []
         self._known: dict[Any, tuple[bool, int | None]] = {}
         self._collecting = False
@@ -144,7 +144,6 @@ class Account(TorchDispatchMode):
             self._edge(name, False)
 
     def _edge(self, name: str, begins: bool) -> None:
-        self._training = bool(self._open) and self._open[-1] in labels.TRAINING
         if self._ledger.keep:
             self.edges.append((len(self._ledger), name, begins))
 
@@ -198,13 +197,19 @@ class Account(TorchDispatchMode):
         see = self._see
         given = list(storages.tensors_in(args))
         given.extend(storages.tensors_in(kwargs))
+        source = labels.OTHER
         for tensor in given:
             live = see(tensor)
-            if live is not None and live.strength == labels.MADE:
+            if live is None:
+                continue
+            if live.strength == labels.MADE:
                 labels.used(live, tensor)
-            if category is not None and live is not None:
+            if category is not None:
                 live.label(category, labels.USED)
+            if live.category == labels.GRADIENTS:
+                source = labels.GRADIENTS
         out = func(*args, **kwargs)
+        self._made_from = source
         for tensor in storages.tensors_in(out):
             see(tensor)
         if mutates:  # an operation may have resized its inputs, or given them another storage
@@ -251,11 +256,15 @@ class Account(TorchDispatchMode):
         if live is None:
             live = self._live[key] = self._new(storage, key, device)
             if tensor is not None:
-                live.category = labels.made(tensor, self._training, self.vocabulary)
+                live.category = self._made(tensor)
         if size != live.size:
             self._ledger.change(live, size - live.size)
             live.size = size
         return live
+
+    def _made(self, tensor: torch.Tensor) -> int:
+        phase = self._open[-1] if self._open else ""
+        return labels.made(tensor, phase, self.vocabulary, self._made_from)
 
     def _new(self, storage: torch.UntypedStorage, key: int, device: str) -> Live:
         live = Live(storage, self._dead.append)

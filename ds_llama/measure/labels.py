@@ -1,7 +1,7 @@
 """What a storage is for, by what made it, by what uses it, and by who owns it.
 
-    made   by an operation of a forward pass, or of autograd's backward: an activation, or logits
-           where its last dimension is the vocabulary's; by anything else: other
+    made   in a forward phase, or by autograd in a backward one: an activation, or logits where its
+           last dimension is the vocabulary's; elsewhere from gradients: gradients; or other
     used   as the gradient that autograd accumulates, as a parameter of a module, by a collective,
            or by an optimizer's step
     owned  by an engine, which says so at the end of every phase (`zero.holdings`)
@@ -23,7 +23,6 @@ from ds_llama.measure.phases import CATEGORIES
 MADE, USED, OWNED = range(3)
 PARAMETERS, GRADIENTS, MASTER, OPTIMIZER, BUCKETS, ACTIVATIONS, LOGITS, OTHER = range(8)
 INDEX = {name: index for index, name in enumerate(CATEGORIES)}
-TRAINING = frozenset({"forward", "backward"})  # phases in which activations are made
 
 _node = torch._C._current_autograd_node
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
@@ -51,13 +50,13 @@ class Live(weakref.ref):  # type: ignore[type-arg]
             self.category, self.strength = category, strength
 
 
-def made(tensor: torch.Tensor, training: bool, vocabulary: int | None) -> int:
-    """The category of what an operation has just made."""
+def made(tensor: torch.Tensor, phase: str, vocabulary: int | None, source: int) -> int:
+    """The category of what an operation has just made; `source`: that of what it was made from."""
     node = _node()
     if node is not None and node.name() == _ACCUMULATE:
         return GRADIENTS
-    if not training or (node is None and not torch.is_grad_enabled()):
-        return OTHER
+    if phase != "forward" and (phase != "backward" or node is None):
+        return GRADIENTS if source == GRADIENTS else OTHER
     shape = tensor.shape
     return LOGITS if len(shape) > 1 and shape[-1] == vocabulary else ACTIVATIONS
 

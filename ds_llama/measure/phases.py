@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 CATEGORIES = (
@@ -73,3 +73,20 @@ class Phase:
         parts = {"device": self.device, "host": self.host, "total": self.total}
         found = {"name": self.name, **{key: part.to_dict() for key, part in parts.items()}}
         return found if self.process is None else {**found, "process": self.process}
+
+
+def merged(phases: Sequence[Phase]) -> list[Phase]:
+    """Phases of one name, as of the micro-batches of a step, as one: their peak, the last's end."""
+    names = dict.fromkeys(phase.name for phase in phases)
+    return [_one([phase for phase in phases if phase.name == name]) for name in names]
+
+
+def _one(same: Sequence[Phase]) -> Phase:
+    last = same[-1]
+    by_type = {key: _joined([p.by_type.get(key, Bytes()) for p in same]) for key in last.by_type}
+    return replace(last, by_type=by_type, total=_joined([phase.total for phase in same]))
+
+
+def _joined(parts: Sequence[Bytes]) -> Bytes:
+    largest = max(parts, key=lambda part: part.peak_bytes)
+    return replace(parts[-1], peak_bytes=largest.peak_bytes, peak=largest.peak)

@@ -11,7 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ds_llama.config.resolve import Resolved, resolve
-from ds_llama.measure.accounting import Account, Phase
+from ds_llama.measure.accounting import Account
+from ds_llama.measure.phases import Bytes, Phase, merged
 from ds_llama.model import init
 from ds_llama.model.traits import traits_of
 from ds_llama.simulator import patches, world
@@ -43,8 +44,8 @@ def simulate(request: Request) -> Simulation:
         device=request.device,
         stage=resolved.stage,
         parameters=resolved.model.num_parameters,
-        phases=tuple(_merged([*account.phases[: edges[0]], *account.phases[edges[-1] :]])),
-        first_step=tuple(_merged(first)),
+        phases=_phases([*account.phases[: edges[0]], *account.phases[edges[-1] :]]),
+        first_step=_phases(first),
         seconds=time.perf_counter() - start,
         warnings=tuple(f"{p.key}: {p.message}; {p.remedy}" for p in resolved.problems),
     )
@@ -71,15 +72,12 @@ def _window(resolved: Resolved) -> list[Batch]:
     ]
 
 
-def _merged(phases: Sequence[Phase]) -> list[SimulatedPhase]:
-    """Phases of one name as one: the peak of all, and the end of the last."""
-    names = dict.fromkeys(phase.name for phase in phases)
-    return [_one([phase for phase in phases if phase.name == name]) for name in names]
+def _phases(phases: Sequence[Phase]) -> tuple[SimulatedPhase, ...]:
+    return tuple(
+        SimulatedPhase(phase.name, *map(_memory, (phase.device, phase.host, phase.total)))
+        for phase in merged(phases)
+    )
 
 
-def _one(same: Sequence[Phase]) -> SimulatedPhase:
-    def of(place: str) -> Memory:
-        parts = [getattr(phase, place) for phase in same]
-        return Memory(parts[-1].now_bytes, max(part.peak_bytes for part in parts))
-
-    return SimulatedPhase(same[0].name, of("device"), of("host"), of("total"))
+def _memory(found: Bytes) -> Memory:
+    return Memory(found.now_bytes, found.peak_bytes, dict(found.now), dict(found.peak))

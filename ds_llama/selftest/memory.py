@@ -1,0 +1,88 @@
+"""One cell of the matrix for real, with an Account around it: what every phase of it holds.
+
+The same construction, registration and steps as `simulator.session`, over tensors with data and a
+world of processes. The model is larger than that of the other cells, so that a difference of a few
+hundred bytes (a flag, a counter) does not look like one of a part.
+"""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ds_llama.config.run import Run
+from ds_llama.measure.accounting import Account, Phase
+from ds_llama.measure.phases import merged
+from ds_llama.model.traits import traits_of
+from ds_llama.selftest.cells import Cell
+from ds_llama.selftest.tiny import make_run
+from ds_llama.zero import construct, register, world
+from ds_llama.zero import engine as engines
+from ds_llama.zero.step import Batch, take_step
+
+STEPS, MICRO, TOKENS = 2, 1, 128
+MODEL = {
+    "vocab_size": 2048,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": TOKENS,
+}
+
+
+def memory_run(cell: Cell, folder: Path, world_size: int, **keys: Any) -> Run:
+    """The cell as a run of `world_size` processes; `keys` are laid over its DeepSpeed JSON."""
+    if cell.offload.startswith("nvme"):
+        (folder / "swap").mkdir(parents=True, exist_ok=True)
+    return make_run(
+        folder,
+        stage=cell.stage,
+        precision=cell.precision,
+        offload=cell.offload,
+        accumulation=cell.accumulation,
+        world=world_size,
+        micro_batch_size=MICRO,
+        model=MODEL,
+        deepspeed=cell.deepspeed(str(folder)) | keys,
+        data={"train": "unused", "sequence_length": TOKENS},
+    )
+
+
+def measure(run: Run) -> dict[str, list[Phase]]:
+    """`phases` and `first_step` as a Simulation has them, of this rank; collective."""
+    world.join()
+    resolved = register.resolve_here(run)
+    account = Account(world.device().type)
+    with account:
+        model = construct.build(resolved)
+        engine = register.initialize(model, resolved, resolved.deepspeed, traits_of(model))
+        del model
+        edges = []
+        for step in range(STEPS):
+            edges.append(len(account.phases))
+            take_step(engine, _window(step, resolved))
+    engines.destroy(engine)
+    del engine
+    gc.collect()  # hooks and modules hold each other
+    phases = account.phases
+    return {
+        "phases": merged([*phases[: edges[0]], *phases[edges[-1] :]]),
+        "first_step": merged(phases[edges[0] : edges[1]]),
+    }
+
+
+def _window(step: int, resolved: Any) -> list[Batch]:
+    """A rank's micro-batches of random tokens."""
+    generator = torch.Generator().manual_seed(1000 * step + world.rank())
+    shape = (resolved.micro_batch_size, resolved.run.data.sequence_length)
+    vocabulary = resolved.model.vocab_size
+    window = []
+    for _ in range(resolved.accumulation_steps):
+        ids = torch.randint(0, vocabulary, shape, generator=generator)
+        window.append({"input_ids": ids, "labels": ids.clone()})
+    return window

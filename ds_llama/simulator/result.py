@@ -58,7 +58,9 @@ class Simulation:
     """What one rank of the run holds and sends.
 
     `phases`: construct, initialise, and forward, backward and step of the last simulated step;
-    `first_step`: those three of the first, in which the optimizer makes its state.
+    `first_step`: those three of the first, in which the optimizer makes its state. Of the last step
+    too: `traffic` (bytes of each kind of collective) and `moved` (`measure.traffic.Moved`), `flops`
+    of the model on this rank and `hardware_flops`, what is computed twice among them.
     """
 
     world_size: int
@@ -70,7 +72,9 @@ class Simulation:
     first_step: tuple[SimulatedPhase, ...]
     seconds: float
     traffic: dict[str, int] = field(default_factory=dict)
+    moved: dict[str, Any] = field(default_factory=dict)
     flops: int | None = None
+    hardware_flops: int | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -98,7 +102,9 @@ class Simulation:
             "first_step": [phase.to_dict() for phase in self.first_step],
             "peak": self.peak,
             "traffic": dict(self.traffic),
+            "moved": dict(self.moved),
             "flops": self.flops,
+            "hardware_flops": self.hardware_flops,
             "warnings": list(self.warnings),
             "seconds": self.seconds,
         }

@@ -12,7 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.measure.accounting import Account
+from ds_llama.measure.flops import Flops
 from ds_llama.measure.phases import Bytes, Phase, merged
+from ds_llama.measure.traffic import Traffic
 from ds_llama.model import init
 from ds_llama.model.traits import traits_of
 from ds_llama.simulator import patches, world
@@ -30,12 +32,15 @@ def simulate(request: Request) -> Simulation:
     patches.apply(request.device)
     world.join(request.rank, request.world_size)
     account = Account(request.device)
-    with FakeTensorMode(allow_non_fake_inputs=True), account:
+    traffic, flops = Traffic(), Flops()
+    with FakeTensorMode(allow_non_fake_inputs=True), account, traffic, flops:
         model = construct.build(resolved, fill=partial(_fill_blocks, seed=0))
         engine = register.initialize(model, resolved, resolved.deepspeed, traits_of(model))
         edges = []
         for _ in range(request.steps):
             edges.append(len(account.phases))
+            traffic.reset()
+            flops.reset()
             take_step(engine, _window(resolved))
     first = account.phases[edges[0] : edges[1]] if len(edges) > 1 else account.phases[edges[0] :]
     return Simulation(
@@ -47,6 +52,10 @@ def simulate(request: Request) -> Simulation:
         phases=_phases([*account.phases[: edges[0]], *account.phases[edges[-1] :]]),
         first_step=_phases(first),
         seconds=time.perf_counter() - start,
+        traffic=traffic.read().collectives,
+        moved=traffic.read().to_dict(),
+        flops=flops.model,
+        hardware_flops=flops.hardware,
         warnings=tuple(f"{p.key}: {p.message}; {p.remedy}" for p in resolved.problems),
     )
 

@@ -21,22 +21,32 @@ from ds_llama.planner.traffic import Traffic, element_bytes
 class Assumptions:
     """Shares of a peak that running programs get, and what can be hidden behind what.
 
-    matmul: of the fastest matmul on the device, what the matmuls of a training step get.
-    attention: of the dtype's peak, FlashAttention forward and backward; a half of it is lost at
-        `attention_half_tokens` tokens a sequence.
-    memory, link, network, host: of the data sheet's bandwidth.
+    Chosen by `benchmarks/published_error.py --fit`, which holds half of the published rows out:
+    matmul: of the fastest matmul that the device was measured to do, what the matmuls of a
+        training step do, beside the traffic of their operands (`work.product`).
     unhidden: of the collectives that run beside computation, what they cost all the same (they
         take processors and memory bandwidth from it).
+
+    Measured by others on one 8 x H100 node (Voltage Park with Georgia Tech, vpbenchmarking, 2025):
+    memory: 2,903 of 3,350 GB/s, copying; host_link: 54.8 of 64 GB/s; host: STREAM triad, 486.7 of
+        614 GB/s.
+    link: of NVLink, 380 of 450 GB/s one way between two H100 (NVIDIA/nccl issue 1264).
+    attention_half_tokens: the sequence length at which attention gets half of its share, after
+        FlashAttention-2's figure 5 (A100, causal, head 128: 2k gets 0.8 of what 16k gets).
+    network: 0.8 of the adapters' rate; attention: 0.34 where the device's row says nothing
+        (FlashAttention-2 on H100, the lowest that its paper reports); assumed.
+    collective_latency_s: of one collective on NCCL, start to end; assumed.
     """
 
     matmul: float = 0.85
-    attention: float = 0.45
     attention_half_tokens: float = 512.0
-    memory: float = 0.85
-    link: float = 0.78
+    unhidden: float = 0.4
+    memory: float = 0.867
+    host_link: float = 0.856
+    host: float = 0.793
+    link: float = 0.844
     network: float = 0.8
-    host: float = 0.8
-    unhidden: float = 0.1
+    attention: float = 0.34
     collective_latency_s: float = 3e-5
 
 
@@ -83,18 +93,20 @@ def step_time(
     *,
     gpus_per_node: int | None = None,
     fused: bool | None = None,
+    repeated: float = 1.0,
     assumptions: Assumptions = DEFAULT,
 ) -> StepTime | None:
     """The predicted time of one optimizer step; None where the hardware lacks a figure for it.
 
     gpus_per_node: ranks that share a host; the hardware's own number when None. fused: whether
-    elementwise work is compiled; None asks the DeepSpeed JSON (`compile.deepcompile`).
+    elementwise work is compiled; None asks the DeepSpeed JSON (`compile.deepcompile`). repeated:
+    the share of the recomputed parts that runs again, for programs that keep some of its results.
     """
     if hardware is None:
         return None
-    model = _Model(resolved, hardware, traffic, gpus_per_node, fused, assumptions)
     try:
-        return model.step()
+        model = _Model(resolved, hardware, traffic, gpus_per_node, fused, assumptions)
+        return model.step(repeated)
     except _Unknown:
         return None
 
@@ -132,7 +144,7 @@ class _Model:
         self.element = element_bytes(resolved.dtype) or 4
         self.peak = _known(hardware.peak_flops(resolved.dtype))
 
-    def step(self) -> StepTime:
+    def step(self, repeated: float) -> StepTime:
         passes = work.micro_batch(
             self.resolved.model,
             self.resolved.micro_batch_size,
@@ -142,6 +154,8 @@ class _Model:
             fused=self.fused,
         )
         forward, backward, again = (each * self.resolved.accumulation_steps for each in passes)
+        again *= repeated
+        backward += self.buffers()
         once, whole = forward + backward, forward + backward + again
         compute, again_s = self.compute(whole), self.compute(again)
         busy = self.collectives()
@@ -177,6 +191,14 @@ class _Model:
             hfu=mfu * repeated,
             limit=max(parts, key=lambda name: parts[name]),
         )
+
+    def buffers(self) -> work.Work:
+        """Each gradient's way through a bucket: copied in, averaged, added to what was there."""
+        if self.resolved.world_size == 1:
+            return work.Work()
+        copied = 2 * self.element + 2 * self.element + 2 * self.element
+        elements = self.resolved.model.num_parameters
+        return work.Work(0.0, 0.0, float(elements * copied * self.resolved.accumulation_steps))
 
     def compute(self, amount: work.Work) -> float:
         """Launching runs ahead of a GPU; what is slower counts. A CPU does both itself."""
@@ -227,7 +249,7 @@ class _Model:
     def host_link(self) -> float:
         if not self.traffic.host_link_bytes:
             return 0.0
-        link = _known(self.hardware.host_link_bytes_per_s) * self.assumed.link
+        link = _known(self.hardware.host_link_bytes_per_s) * self.assumed.host_link
         return self.traffic.host_link_bytes / link
 
     def optimizer(self) -> float:

@@ -45,6 +45,18 @@ class Work:
         return self.matmul_flops + self.attention_flops
 
 
+def product(tokens: float, inner: int, outer: int, e: int) -> tuple[Work, Work]:
+    """A (tokens, inner) x (inner, outer) product forward, and the two of its backward pass.
+
+    The bytes of its three operands are counted as memory traffic beside its FLOPs, not hidden
+    behind them: a tiled kernel fills its first tiles and writes its last ones with its arithmetic
+    units idle, so that small products get a smaller share of the peak than large ones.
+    """
+    flops = 2.0 * tokens * inner * outer
+    moved = float(e * (tokens * inner + inner * outer + tokens * outer))
+    return Work(flops, 0.0, moved, 0.0), Work(2 * flops, 0.0, 2 * moved, 0.0)
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of the network, forward and backward."""
@@ -67,7 +79,8 @@ def attention(
     2.5 times that backward, since its kernel computes the scores again (Dao 2023, section 4.1).
     """
     tokens, e = micro * length, element_bytes
-    matmul = 4.0 * tokens * model.hidden_size * (model.attention_size + model.key_value_size)
+    query = product(tokens, model.hidden_size, model.attention_size, e)
+    key = product(tokens, model.hidden_size, model.key_value_size, e)
     square = 2.0 * micro * length * length * model.attention_size
     widths = model.hidden_size, model.attention_size, model.key_value_size
     operations = (_FUSED_OPERATIONS if fused else _OPERATIONS)["attention"]
@@ -76,36 +89,37 @@ def attention(
     backward = _norm(widths[0], e, fused)[1] + 2 * kernel + 3 * e * widths[0]
     turned = (2 * e if fused else 2 * e + 36) * (widths[1] + widths[2])
     return Part(
-        Work(matmul, square, tokens * (forward + turned), operations[0]),
-        Work(2 * matmul, 2.5 * square, tokens * (backward + turned), operations[1]),
+        (query[0] + key[0]) * 2 + Work(0.0, square, tokens * (forward + turned), operations[0]),
+        (query[1] + key[1]) * 2
+        + Work(0.0, 2.5 * square, tokens * (backward + turned), operations[1]),
     )
 
 
 def mlp(model: LlamaConfig, tokens: int, *, element_bytes: int, fused: bool) -> Part:
     """A block's second half: norm, gate, up, SwiGLU, down, residual."""
     e, width, inner = element_bytes, model.hidden_size, model.intermediate_size
-    matmul = 6.0 * tokens * width * inner
+    one = product(tokens, width, inner, e)
     operations = (_FUSED_OPERATIONS if fused else _OPERATIONS)["mlp"]
     forward, backward = _norm(width, e, fused)
     forward += (3 if fused else 5) * e * inner + 3 * e * width
     backward += (6 if fused else 14) * e * inner + 3 * e * width
     return Part(
-        Work(matmul, 0.0, tokens * forward, operations[0]),
-        Work(2 * matmul, 0.0, tokens * backward, operations[1]),
+        one[0] * 3 + Work(0.0, 0.0, tokens * forward, operations[0]),
+        one[1] * 3 + Work(0.0, 0.0, tokens * backward, operations[1]),
     )
 
 
 def head(model: LlamaConfig, tokens: int, *, element_bytes: int, fused: bool) -> Part:
     """Embedding look-up, last norm, LM head and cross entropy."""
     e, width, vocab = element_bytes, model.hidden_size, model.vocab_size
-    matmul = 2.0 * tokens * width * vocab
+    one = product(tokens, width, vocab, e)
     per_logit = 2 * e + 8 if fused else 2 * e + 32
     forward, backward = _norm(width, e, fused)
     operations = (_FUSED_OPERATIONS if fused else _OPERATIONS)["head"]
     chunks = ceil(tokens * vocab / 2**27)
     return Part(
-        Work(matmul, 0.0, tokens * (per_logit * vocab + forward), operations[0] * chunks),
-        Work(2 * matmul, 0.0, tokens * (backward + 3 * e * width), operations[1]),
+        one[0] + Work(0.0, 0.0, tokens * (per_logit * vocab + forward), operations[0] * chunks),
+        one[1] + Work(0.0, 0.0, tokens * (backward + 3 * e * width), operations[1]),
     )
 
 

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from ds_llama.config.load import load_run
 from ds_llama.config.run import Run
@@ -54,9 +54,11 @@ def plan(
     """
     if not isinstance(run, Run):
         run = load_run(run, *overrides)
-    device = None if hardware is None else _hardware(hardware, internode)
+    device = _hardware(hardware, internode)
     machine = _machine(world_size, gpus_per_node, gpu_memory, host_memory, nvme, device)
     _check(price, device, max, machine)
+    if strategy is not None and write is None:
+        _refuse("--strategy says what is written", "--strategy", "give --write FILE too")
     if write is not None:
         written.check_target(write, force)
     rows, refused = _rows(run, machine, device, price)
@@ -74,16 +76,16 @@ def _recommended(run: Run, machine: Machine, rows: list[Strategy], device: Hardw
     order = recommend.ranked(rows)
     best = order[0].name if order else None
     second = order[1].name if len(order) > 1 else None
-    changes = tuple[Change, ...]()
+    changes, behind = tuple[Change, ...](), recommend.runner_up(order, machine)
     if machine.gpu_bytes is None:
-        reason = "without --gpu-memory or --hardware nobody knows what fits"
+        reason = recommend.unknown(rows)
     elif order:
         reason = recommend.reason(order, machine)
     else:
         changes = tuple(_changes(run, machine, rows, device))
         reason = recommend.nothing_fits(rows, changes, machine)
     rule = recommend.rule(rows)
-    return Plan(machine, None, tuple(rows), (), best, second, reason, rule, changes)
+    return Plan(machine, None, tuple(rows), (), best, second, reason, behind, rule, changes)
 
 
 def _rows(
@@ -141,7 +143,11 @@ def _changes(
         yield Change(words, least.name, least.peak_bytes, machine.world_size)
 
 
-def _hardware(name: str, internode: str | float | None) -> Hardware:
+def _hardware(name: str | None, internode: str | float | None) -> Hardware | None:
+    if name is None and internode is not None:
+        _refuse("only time depends on the network", "--internode", "give --hardware too")
+    if name is None:
+        return None
     found = devices.find(name)
     return found if internode is None else found.with_internode(internode)
 
@@ -168,22 +174,16 @@ def _machine(
 
 def _whole(value: int, where: str, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise CallError(
-            f"{value!r} is not a number of devices",
-            where=where,
-            remedy=f"write a whole number from 1 to {most:,}",
-        )
+        remedy = f"write a whole number from 1 to {most:,}"
+        _refuse(f"{value!r} is not a number of devices", where, remedy)
     return value
 
 
 def _size(value: str | int, where: str) -> int:
     size = parse_bytes(value, where=where)
     if not 0 < size <= _MOST_BYTES:
-        raise CallError(
-            f"{value!r} is no size that memory has",
-            where=where,
-            remedy=f"write a size from 1 byte to {format_bytes(_MOST_BYTES)}, such as 80GiB",
-        )
+        remedy = f"write a size from 1 byte to {format_bytes(_MOST_BYTES)}, such as 80GiB"
+        _refuse(f"{value!r} is no size that a memory has", where, remedy)
     return size
 
 
@@ -191,24 +191,19 @@ def _check(
     price: float | None, device: Hardware | None, what: str | None, machine: Machine
 ) -> None:
     if price is not None and not (math.isfinite(price) and price > 0):
-        raise CallError(
-            f"{price} is not a price",
-            where="--price",
-            remedy="write what one GPU costs in an hour, a number above 0",
-        )
+        remedy = "write what one GPU costs in an hour, a number above 0"
+        _refuse(f"{price} is not a price", "--price", remedy)
     if price is not None and device is None:
-        raise CallError(
-            "a price needs a predicted speed",
-            where="--price",
-            remedy="give --hardware too, for instance --hardware h100",
-        )
+        remedy = "give --hardware too, for instance --hardware h100"
+        _refuse("a price needs a predicted speed", "--price", remedy)
     if what not in (None, "micro_batch", "sequence"):
-        raise CallError(
-            f"{what!r} has no largest", where="--max", remedy="write micro_batch or sequence"
+        _refuse(
+            f"{what!r} is nothing to find the largest of", "--max", "write micro_batch or sequence"
         )
     if what is not None and machine.gpu_bytes is None:
-        raise CallError(
-            "the largest that fits depends on the memory that there is",
-            where="--max",
-            remedy="give --gpu-memory too, for instance --gpu-memory 80GiB",
-        )
+        remedy = "give --gpu-memory too, for instance --gpu-memory 80GiB"
+        _refuse("the largest that fits depends on the memory that there is", "--max", remedy)
+
+
+def _refuse(what: str, where: str, remedy: str) -> NoReturn:
+    raise CallError(what, where=where, remedy=remedy)

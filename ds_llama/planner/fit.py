@@ -62,10 +62,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Fit:
-    """`limit` is the term, or the memory, that is the reason for any verdict but "fits".
+    """`limit` is what takes the most of the memory that is exceeded.
 
-    It is the largest term of the device's peak, "host" or "nvme". `verdict` is None where the
-    device's memory is not known.
+    It is the largest term of the device's peak, "host" or "nvme", or "reserve" where what is kept
+    free is more than what is used. `verdict` is None where the device's memory is not known.
     """
 
     verdict: Verdict | None
@@ -89,7 +89,9 @@ def fit(memory: Memory, machine: Machine) -> Fit:
     exceeded = [need for need in needs(memory, machine) if need.left < 0]
     if exceeded:
         worst = max(exceeded, key=lambda need: (need.used > need.capacity, need.share))
-        limit = largest(memory) if worst.resource == "device" else worst.resource
+        limit = worst.resource if worst.resource != "device" else largest(memory)
+        if worst.reserve > worst.used:
+            limit = "reserve"
         return Fit("no" if worst.used > worst.capacity else "tight", worst.resource, limit)
     return Fit(None if machine.gpu_bytes is None else "fits")
 

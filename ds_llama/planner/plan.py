@@ -154,6 +154,7 @@ class Plan:
     recommended: str | None
     runner_up: str | None
     reason: str
+    runner_up_reason: str | None
     rule: str
     changes: tuple[Change, ...] = ()
 
@@ -188,6 +189,7 @@ class Plan:
             "recommended": self.recommended,
             "runner_up": self.runner_up,
             "reason": self.reason,
+            "runner_up_reason": self.runner_up_reason,
             "rule": self.rule,
             "changes": [each.to_dict() for each in self.changes],
         }

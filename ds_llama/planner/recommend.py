@@ -43,21 +43,31 @@ def ranked(rows: Sequence[Strategy]) -> list[Strategy]:
 
 
 def reason(order: Sequence[Strategy], machine: Machine) -> str:
-    """Why the first, and what the second would be."""
+    """Why the first of what `ranked` gave."""
     best, count = order[0], len(order)
-    among = "the only one that fits" if count == 1 else f"of the {count} that fit"
-    why = among
-    if count > 1 and best.tokens_per_s is not None:
-        slower = [row for row in order if _speed(row) > _speed(best)]
-        why = f"the fastest {among}"
-        if slower:
-            why = f"as fast as any {among} (within {SAME_TIME:.0%}), and moves the fewest bytes"
-    elif count > 1:
+    among = f"of the {count} that fit"
+    faster = any(_speed(row) > _speed(best) for row in order)
+    if count == 1:
+        why = "the only one that fits"
+    elif best.tokens_per_s is None:
         why = f"moves the fewest bytes in a step {among}"
-    parts = [f"{best.name}: {why}; {_numbers(best, machine)}."]
-    if count > 1:
-        parts.append(f"Runner-up {order[1].name}: {_numbers(order[1], machine)}.")
-    return " ".join(parts)
+    elif faster:
+        why = f"within {SAME_TIME:.0%} of the fastest {among}, and moves the fewest bytes of those"
+    else:
+        why = f"the fastest {among}"
+    return f"{best.name}: {why}; {_numbers(best, machine)}."
+
+
+def runner_up(order: Sequence[Strategy], machine: Machine) -> str | None:
+    """The second, and how far it is behind."""
+    if len(order) < 2:
+        return None
+    best, second = order[:2]
+    behind = ""
+    if best.tokens_per_s and second.tokens_per_s:
+        change = second.tokens_per_s / best.tokens_per_s - 1
+        behind = f" ({change:+.0%})" if abs(change) >= 0.005 else " (as fast)"
+    return f"runner-up {second.name}{behind}: {_numbers(second, machine)}."
 
 
 def _numbers(row: Strategy, machine: Machine) -> str:
@@ -68,9 +78,9 @@ def _numbers(row: Strategy, machine: Machine) -> str:
         said.append(f"{format_count(row.tokens_per_s_per_gpu)} tokens/s per GPU{mfu}")
     capacity = machine.gpu_bytes
     of = "" if capacity is None else f" of {format_bytes(capacity)}"
-    said.append(f"{format_bytes(row.peak_bytes)}{of} at its peak")
+    said.append(f"{format_bytes(row.peak_bytes)}{of} at the peak")
     if row.host_bytes:
-        said.append(f"{format_bytes(row.host_bytes)} of each host")
+        said.append(f"{format_bytes(row.host_bytes)} of a node's host memory")
     said.append(f"{format_bytes(row.moved_bytes)} moved in a step")
     return ", ".join(said)
 
@@ -96,11 +106,20 @@ def _why(row: Strategy, machine: Machine) -> str:
     if row.fit.resource == "nvme":
         nvme = format_bytes(machine.nvme_bytes or 0)
         return f"{format_bytes(row.nvme_bytes)} on an NVMe of {nvme}"
-    term = row.memory.device_peak.to_dict()[row.fit.limit or "other"]
-    return (
+    said = (
         f"{format_bytes(row.peak_bytes)} at its peak and {format_bytes(row.reserve_bytes)} kept "
-        f"free, on a GPU of {format_bytes(machine.gpu_bytes or 0)}; the most are {row.fit.limit}, "
-        f"{format_bytes(term)}"
+        f"free, on a GPU of {format_bytes(machine.gpu_bytes or 0)}"
+    )
+    term = row.memory.device_peak.to_dict().get(row.fit.limit or "")
+    return f"{said}; the most are {row.fit.limit}, {format_bytes(term)}" if term else said
+
+
+def unknown(rows: Sequence[Strategy]) -> str:
+    """What can be said where nobody said how much memory a device has."""
+    least = min(rows, key=lambda row: row.peak_bytes)
+    return (
+        "give --gpu-memory or --hardware to learn what fits; the smallest peak is that of "
+        f"{least.name}, {format_bytes(least.peak_bytes)}."
     )
 
 

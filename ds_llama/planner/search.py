@@ -93,10 +93,11 @@ def largest(left: Callable[[int], int | None], most: int) -> int | None:
 def changes(run: Run, resolved: Resolved, machine: Machine) -> Iterator[tuple[str, Run, Machine]]:
     """The least change of each kind that makes something fit: words, and what to plan instead."""
     yield from first(smaller(run, resolved, machine), machine)
-    larger = larger_world(run, resolved, machine)
+    larger, said = larger_world(run, resolved, machine, resolved.micro_batch_size), ""
+    if larger is None and resolved.micro_batch_size > 1:
+        larger, said = larger_world(run, resolved, machine, 1), " with train.micro_batch_size=1"
     if larger is not None:
-        words = f"on {larger[1].world_size:,} GPUs"
-        yield (words, *larger)
+        yield (f"on {larger[1].world_size:,} GPUs{said}", *larger)
 
 
 def first(tried: Iterator[tuple[str, Run]], machine: Machine) -> Iterator[tuple[str, Run, Machine]]:
@@ -126,14 +127,16 @@ def smaller(run: Run, resolved: Resolved, machine: Machine) -> Iterator[tuple[st
         yield f"with {said}data.sequence_length={length}", strategies.with_sequence(least, length)
 
 
-def larger_world(run: Run, resolved: Resolved, machine: Machine) -> tuple[Run, Machine] | None:
-    """The smallest world of whole nodes on which something fits."""
+def larger_world(
+    run: Run, resolved: Resolved, machine: Machine, micro: int
+) -> tuple[Run, Machine] | None:
+    """The smallest world of whole nodes on which something fits, at that micro batch."""
 
     def at(units: int) -> tuple[Run, Machine]:
         ranks = units * unit
-        step = resolved.micro_batch_size * ranks
+        step = micro * ranks
         total = -(-resolved.global_batch_size // step) * step
-        batched = strategies.with_batch(run, micro=resolved.micro_batch_size, total=total)
+        batched = strategies.with_batch(run, micro=micro, total=total)
         return batched, replace(machine, world_size=ranks)
 
     unit = machine.gpus_per_node if machine.world_size >= machine.gpus_per_node else 1

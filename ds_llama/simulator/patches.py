@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 from deepspeed.accelerator import set_accelerator
-from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+from deepspeed.ops.op_builder.builder import OpBuilder
+from deepspeed.runtime.zero import (
+    parameter_offload,
+    partition_parameters,
+    partitioned_param_coordinator,
+)
 from torch import nn
 from torch._subclasses import fake_impls
 
-from ds_llama.simulator import accelerator
+from ds_llama.simulator import accelerator, attention, standins
 
 aten = torch.ops.aten
 
@@ -25,6 +30,9 @@ def apply(device: str) -> None:
     _believe_that_ranks_agree()
     _make_tensors_on_sim()
     _convert_modules()
+    _forget_streams()
+    _attend_as_on_cuda()
+    _load_stand_ins()
     if device == "sim":
         set_accelerator(accelerator.SimAccelerator())
 
@@ -61,8 +69,12 @@ def _tensor(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.T
 
 
 def _make_tensors_on_sim() -> None:
-    """`torch.tensor` writes its data before any mode sees it, which "sim" cannot hold."""
+    """`torch.tensor` writes its data before any mode sees it, which "sim" cannot hold.
+
+    `zero.Init` puts back the function that it found at import (partition_parameters.py:676).
+    """
     torch.tensor = _tensor  # type: ignore[assignment]
+    partition_parameters._orig_torch_tensor = _tensor
 
 
 def _convert_modules() -> None:
@@ -91,7 +103,22 @@ def _apply(module: nn.Module, fn: Any, recurse: bool = True) -> nn.Module:
     return module
 
 
+def _forget_streams() -> None:
+    """Streams tell CUDA's allocator when memory may be used again; `accelerator` has none."""
+    torch.Tensor.record_stream = lambda *_: None  # type: ignore[method-assign, assignment]
+
+
+def _attend_as_on_cuda() -> None:
+    """The fused kernels of attention are chosen in C++, by devices that torch knows."""
+    nn.functional.scaled_dot_product_attention = attention.attention
+
+
 # --- DeepSpeed -------------------------------------------------------------------------------
+
+
+def _load_stand_ins() -> None:
+    """Compiled ops crash the process when they are given fake tensors; none is compiled here."""
+    OpBuilder.load = standins.load
 
 
 def _believe_that_ranks_agree() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -131,6 +132,7 @@ def larger_world(
     run: Run, resolved: Resolved, machine: Machine, micro: int
 ) -> tuple[Run, Machine] | None:
     """The smallest world of whole nodes on which something fits, at that micro batch."""
+    unit = machine.gpus_per_node if machine.world_size >= machine.gpus_per_node else 1
 
     def at(units: int) -> tuple[Run, Machine]:
         ranks = units * unit
@@ -139,25 +141,20 @@ def larger_world(
         batched = strategies.with_batch(run, micro=micro, total=total)
         return batched, replace(machine, world_size=ranks)
 
-    unit = machine.gpus_per_node if machine.world_size >= machine.gpus_per_node else 1
-    low = machine.world_size // unit
-    high = low * 2
-    while high * unit <= _MOST_RANKS and not any_fits(*at(high)):
-        low, high = high, high * 2
-    if high * unit > _MOST_RANKS:
+    low, high = machine.world_size // unit, _MOST_RANKS // unit
+    if low >= high or not any_fits(*at(high)):
         return None
     while high - low > 1:
-        middle = (low + high) // 2
+        # By ratio while they are far apart: the answer is near the low end far more often.
+        middle = (low + high) // 2 if high < 4 * low else math.isqrt(low * high)
         low, high = (low, middle) if any_fits(*at(middle)) else (middle, high)
     return at(high)
 
 
 def any_fits(run: Run, machine: Machine) -> bool:
-    """Whether any strategy fits; those that hold the least on a device are asked first."""
-    found, _ = strategies.candidates(
-        run, machine.world_size, nvme=machine.nvme_bytes is not None, device=machine.device
-    )
+    """Whether any strategy fits: of those that hold the least on a device or on a host."""
+    nvme = machine.nvme_bytes is not None
     return any(
-        headroom(memory(each.resolved), machine) >= 0
-        for each in sorted(found, key=lambda each: (each.recompute, each.resolved.stage))[::-1]
+        (left := spare(least, machine)) is not None and left >= 0
+        for least in strategies.least(run, nvme=nvme)
     )

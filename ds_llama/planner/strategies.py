@@ -94,6 +94,20 @@ def candidates(
     return found, refused
 
 
+def least(run: Run, *, nvme: bool) -> Iterator[Run]:
+    """`run` under the strategies that hold the least, on the devices or on the hosts.
+
+    No other fits where none of these does: what they shard the others hold whole, and without
+    recomputation more is held.
+    """
+    path = _nvme_path(run.deepspeed)
+    for name in (*(NVME_NAMES if nvme or path else ()), *NAMES[::-1]):
+        *_, (_, variant) = _variants(name, with_strategy(run, name, path))
+        if name not in ("zero0", "zero1", "zero1_offload"):
+            yield variant
+    yield run
+
+
 def own_candidate(run: Run, world_size: int, *, device: str = "cuda") -> Candidate:
     """The run as it is, under the name of the shipped strategy that it takes."""
     resolved = resolve(run, world_size, device=device)

@@ -41,6 +41,7 @@ class Resolved:
     offload_optimizer: str | None
     offload_param: str | None
     problems: tuple[Problem, ...] = ()
+    device: str = "cuda"
 
     @property
     def unsaved(self) -> str | None:
@@ -107,6 +108,7 @@ def resolve(
         offload_optimizer=context.offload("offload_optimizer"),
         offload_param=context.offload("offload_param"),
         problems=tuple(warnings_of(run, model, problems)),
+        device=device,
     )
 
 

@@ -67,36 +67,76 @@ def weights(model: LlamaConfig) -> dict[str, int]:
     return sizes
 
 
-_ATTENTION = ("q", "k", "v", "o")
-_MLP = ("gate", "up", "down")
+@dataclass(frozen=True)
+class Visit:
+    """A module asked for its weights, which may be none: a module of modules is asked too, and what
+    comes next is fetched then (parameter_offload.py:531, :573).
+
+    way: "forward", "backward", or "again" for what is recomputed in the backward pass.
+    """
+
+    kind: str
+    layer: int
+    way: str
+    weights: tuple[str, ...] = ()
+
+
+_ATTENTION = ("attention", "q", "k", "v", "o")
+_MLP = ("mlp", "gate", "up", "down")
 _BLOCK = ("input_layernorm", *_ATTENTION, "post_attention_layernorm", *_MLP)
+_BACKWARD_ATTENTION = ("attention", "o", "v", "k", "q")
+_BACKWARD_MLP = ("mlp", "down", "up", "gate")
+_CONTAINERS = frozenset({"attention", "mlp"})
+
+
+def visits(model: LlamaConfig, recompute: RecomputeConfig | None) -> list[Visit]:
+    """Modules in the order in which forward and backward come to them."""
+    head = ("embed" if model.tie_word_embeddings else "head",)
+    layers = range(model.num_hidden_layers)
+    way = "forward"
+    order = [Visit("llama", 0, way), Visit("model", 0, way), Visit("embed", 0, way, ("embed",))]
+    for layer in layers:
+        order.append(Visit("block", layer, way))
+        order += _parts(_BLOCK, layer, way)
+    order += [Visit("norm", 0, way, ("norm",)), Visit("head", 0, way, head)]
+    way = "backward"
+    order += [Visit("llama", 0, way), Visit("head", 0, way, head), Visit("model", 0, way)]
+    order.append(Visit("norm", 0, way, ("norm",)))
+    for layer in reversed(layers):
+        order.append(Visit("block", layer, way))
+        order += _backward(layer, recomputed(recompute, layer))
+    return [*order, Visit("embed", 0, way, ("embed",))]
+
+
+def recomputed(recompute: RecomputeConfig | None, layer: int) -> str | None:
+    """What of a layer is recomputed: "block", "attention", "mlp" or nothing."""
+    if recompute is None or layer % recompute.every:
+        return None
+    return recompute.part
 
 
 def trace(model: LlamaConfig, recompute: RecomputeConfig | None) -> list[tuple[str, ...]]:
-    """Modules in the order in which forward and backward ask for their weights."""
-    head = "embed" if model.tie_word_embeddings else "head"
-    layers = range(model.num_hidden_layers)
-    order = [("embed",)]
-    order += [(f"{layer}.{name}",) for layer in layers for name in _BLOCK]
-    order += [("norm",), (head,), (head,), ("norm",)]
-    for layer in reversed(layers):
-        order += [(f"{layer}.{name}",) for name in _backward(layer, recompute)]
-    return [*order, ("embed",)]
+    """The weights that each visit asks for."""
+    return [visit.weights for visit in visits(model, recompute)]
 
 
-def _backward(layer: int, recompute: RecomputeConfig | None) -> Iterator[str]:
+def _parts(kinds: Sequence[str], layer: int, way: str) -> Iterator[Visit]:
+    for kind in kinds:
+        yield Visit(kind, layer, way, () if kind in _CONTAINERS else (f"{layer}.{kind}",))
+
+
+def _backward(layer: int, part: str | None) -> Iterator[Visit]:
     """One block's backward pass; what is recomputed runs forward just before its own part."""
-    part = recompute.part if recompute is not None and layer % recompute.every == 0 else None
     if part == "block":
-        yield from _BLOCK
+        yield from _parts(_BLOCK, layer, "again")
+    yield from _parts(_BACKWARD_MLP[:1], layer, "backward")
     if part == "mlp":
-        yield from _MLP
-    yield from reversed(_MLP)
-    yield "post_attention_layernorm"
+        yield from _parts(_MLP[1:], layer, "again")
+    yield from _parts((*_BACKWARD_MLP[1:], "post_attention_layernorm"), layer, "backward")
+    yield from _parts(_BACKWARD_ATTENTION[:1], layer, "backward")
     if part == "attention":
-        yield from _ATTENTION
-    yield from reversed(_ATTENTION)
-    yield "input_layernorm"
+        yield from _parts(_ATTENTION[1:], layer, "again")
+    yield from _parts((*_BACKWARD_ATTENTION[1:], "input_layernorm"), layer, "backward")
 
 
 def persistent(sizes: dict[str, int], limits: Limits) -> set[str]:
@@ -122,13 +162,50 @@ def replay(order: Trace, sizes: dict[str, int], limits: Limits) -> Gathers:
     return Gathers(coordinator.elements, coordinator.calls, coordinator.most_live, kept)
 
 
+def windows(
+    order: Trace, sizes: dict[str, int], limits: Limits, ranks: int
+) -> list[tuple[int, int]]:
+    """Elements of gathered weights and of buffers for them, while each module runs and after it.
+
+    Several weights fetched at once arrive in one flat buffer, out of which each is copied when the
+    first is waited for; it goes when the last has been (partition_parameters.py:741, :1341). A
+    weight fetched alone is a view of its buffer. On one rank the partition itself is the weight.
+    """
+    if ranks == 1:
+        return [(0, 0)] * len(order)
+    coordinator = _Coordinator(order, sizes, limits, persistent(sizes, limits), ranks)
+    found = []
+    for step in range(len(order)):
+        coordinator.run(step)
+        found.append((coordinator.during, coordinator.held))
+    return found
+
+
+@dataclass
+class _Fetch:
+    """Weights fetched in one call, and those of them that no module has waited for."""
+
+    elements: int
+    buffer: int
+    waiting: set[str]
+    copied: bool = False
+
+
 class _Coordinator:
     """The coordinator's state along one micro-batch; its names for the same things."""
 
     def __init__(
-        self, order: Trace, sizes: dict[str, int], limits: Limits, stays: set[str]
+        self,
+        order: Trace,
+        sizes: dict[str, int],
+        limits: Limits,
+        stays: set[str],
+        ranks: int = 1,
     ) -> None:
         self.order, self.sizes, self.limits, self.stays = order, sizes, limits, stays
+        self.ranks, self.held, self.during = ranks, 0, 0
+        self.inflight: dict[str, _Fetch] = {}
+        self.whole: dict[str, int] = {}
         self.queue = [(name, step) for step, names in enumerate(order) for name in names]
         self.position = 0  # of the queue's left end
         self.available = set(stays)
@@ -151,11 +228,16 @@ class _Coordinator:
         for name, used_at in self.queue[self.position : self.position + wanted]:
             self.fetched_for[name] = used_at
         self.position += wanted
+        self.during = self.held
+        for name in names:
+            self._wait(name)
         self._prefetch()
+        self.during = max(self.during, self.held)
         for name in names:
             if name not in self.stays and not self._comes_back(name, step + 1):
                 self.available.discard(name)
                 self.live -= self.sizes[name]
+                self.held -= self.whole.pop(name, 0)
 
     def _gather(self, names: Sequence[str]) -> None:
         if names:
@@ -165,6 +247,26 @@ class _Coordinator:
             self.live += elements
             self.most_live = max(self.most_live, self.live)
             self.available.update(names)
+            buffer = sum(-(-self.sizes[name] // self.ranks) * self.ranks for name in names)
+            fetch = _Fetch(elements, buffer, set(names))
+            self.inflight.update(dict.fromkeys(names, fetch))
+            self.held += buffer
+
+    def _wait(self, name: str) -> None:
+        fetch = self.inflight.pop(name, None)
+        if fetch is None:
+            return
+        if fetch.elements == self.sizes[name]:  # it came alone
+            self.whole[name] = fetch.buffer
+            return
+        if not fetch.copied:
+            self.whole.update({other: self.sizes[other] for other in fetch.waiting})
+            self.held += fetch.elements
+            fetch.copied = True
+        self.during = max(self.during, self.held)
+        fetch.waiting.discard(name)
+        if not fetch.waiting:
+            self.held -= fetch.buffer
 
     def _prefetch(self) -> None:
         room = min(self.limits.max_live_parameters - self.live, self.limits.prefetch_bucket_size)

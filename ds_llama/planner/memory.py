@@ -1,4 +1,15 @@
-"""What a run will hold in memory, per rank, in closed form."""
+"""What a run will hold in memory, per rank: a run played through on integers.
+
+    construct   the model, or this rank's slices of it                      planner/states.py
+    initialise  masters, buckets, and what is held twice meanwhile          planner/states.py
+    forward     activations, gathered weights                               planner/walk.py
+    backward    gradients, and what reduces them                            planner/gradients.py
+    step        moments, and the update's temporaries                       planner/states.py
+
+Nothing is measured and no torch is imported: every term is a formula over the model's shapes, with
+the place in DeepSpeed that allocates it. Three steps are played, since the optimizer makes its
+moments in the first and ZeRO-3 prefetches from the third micro-batch on.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +17,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from ds_llama.config.resolve import Resolved
-from ds_llama.planner.terms import Moment, PhaseMemory, Terms, phase
+from ds_llama.planner import gathers
+from ds_llama.planner.gradients import reducer
+from ds_llama.planner.ledger import Ledger
+from ds_llama.planner.settings import Settings
+from ds_llama.planner.states import States
+from ds_llama.planner.terms import PhaseMemory, Terms
+from ds_llama.planner.traffic import limits
+from ds_llama.planner.walk import Walk
 
 __all__ = ["Memory", "PhaseMemory", "Terms", "memory"]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """One rank's memory. `phases`: construct, initialise, forward, backward, step, in that order.
+    """One rank's memory. `phases`: construct, initialise, forward, backward, step, in that order,
+    the last three of any step after the first.
 
     `device_steady` is what stays between two steps. Pinned bytes are part of the host's.
     """
@@ -42,64 +61,57 @@ class Memory:
 
 def memory(resolved: Resolved) -> Memory:
     """What one rank of `resolved` holds."""
-    model, world, stage = resolved.model, resolved.world_size, resolved.stage
-    size = {"float32": 4}.get(resolved.dtype, 2)
-    total = model.num_parameters
-    shard = -(-total // world)
-    tokens = resolved.micro_batch_size * resolved.run.data.sequence_length
-    parameters = size * (shard if stage == 3 else total)
-    gradients = size * (shard if stage >= 2 else total)
-    master = 0 if stage == 0 else 4 * shard
-    moments = 8 * (total if stage == 0 else shard)
-    zero = resolved.deepspeed["zero_optimization"]
-    buckets = size * int(zero.get("reduce_bucket_size", 0)) if stage else 0
-    widths = 2 * (model.attention_size + model.key_value_size + model.intermediate_size)
-    kept = size * tokens * (model.hidden_size if resolved.run.train.recompute else widths)
-    activations = kept * model.num_hidden_layers
-    logits = size * min(tokens * model.vocab_size, 2**27)
-    host = Terms()
-    nvme = 0
-    if resolved.offload_optimizer is not None:
-        states = Terms(gradients=4 * shard, master=master, optimizer=moments)
-        if resolved.offload_optimizer == "nvme":
-            nvme += states.total
-        else:
-            host += states
-        gradients = gradients if stage == 1 else 0
-        master = moments = 0
-    if resolved.offload_param is not None:
-        if resolved.offload_param == "nvme":
-            nvme += parameters
-        else:
-            host += Terms(parameters=parameters)
-        parameters = size * 2 * model.num_block_parameters
-    built = Moment(Terms(parameters=parameters))
-    steady = Moment(
-        Terms(parameters=parameters, master=master, optimizer=moments, buckets=buckets), host
-    )
-    forward = steady + Moment(Terms(activations=activations, logits=logits))
-    backward = forward + Moment(Terms(gradients=gradients))
-    stepping = steady + Moment(Terms(gradients=gradients))
-    phases = [
-        phase("construct", built),
-        phase("initialise", steady),
-        phase("forward", forward),
-        phase("backward", backward, stepping),
-        phase("step", stepping, steady),
-    ]
-    return summed(phases, pinned=0, nvme=nvme)
+    settings, ledger = Settings(resolved), Ledger()
+    states = States(settings, ledger)
+    with ledger.phase("construct"):
+        states.construct()
+    with ledger.phase("initialise"):
+        states.initialise()
+    order = gathers.visits(settings.model, settings.recompute)
+    walk = Walk(settings, ledger, reducer(settings, ledger), order, _windows(settings, order))
+    ledger.hold("other", walk.size.rotary)
+    _step(settings, ledger, states, walk)  # makes the moments
+    first = {name: ledger.phases.pop(name) for name in ("forward", "backward", "step")}
+    _step(settings, ledger, states, walk)
+    return _summed(ledger, first)
 
 
-def summed(phases: list[PhaseMemory], *, pinned: int, nvme: int) -> Memory:
+def _windows(settings: Settings, order: list[gathers.Visit]) -> list[tuple[int, int]] | None:
+    if settings.stage < 3:
+        return None
+    sizes = gathers.weights(settings.model)
+    trace = [visit.weights for visit in order]
+    found = gathers.windows(trace, sizes, limits(settings.zero), settings.ranks)
+    return [(settings.width * during, settings.width * after) for during, after in found]
+
+
+def _step(settings: Settings, ledger: Ledger, states: States, walk: Walk) -> None:
+    """One optimizer step. Of its micro-batches the first and the last are played: those between
+    hold what the last holds."""
+    count = min(settings.resolved.accumulation_steps, 2)
+    for number in range(count):
+        walk.reducer.begin(first=number == 0, boundary=number == count - 1)
+        with ledger.phase("forward"):
+            walk.forward()
+        with ledger.phase("backward"):
+            walk.backward()
+            walk.reducer.end()
+    with ledger.phase("step"):
+        states.step()
+        walk.reducer.clear()
+
+
+def _summed(ledger: Ledger, first: dict[str, PhaseMemory]) -> Memory:
     """The whole from its phases: each peak is the largest of theirs."""
-    worst = max(phases, key=lambda each: each.device.peak.total)
+    every = [*ledger.phases.values(), *first.values()]
+    worst = max(every, key=lambda each: each.device.peak.total)
     return Memory(
         device_peak=worst.device.peak,
-        device_steady=phases[-1].device.now,
+        device_steady=ledger.phases["step"].device.now,
         peak_phase=worst.name,
-        phases={each.name: each for each in phases},
-        host_peak_bytes=max(each.host.peak.total for each in phases),
-        host_pinned_bytes=pinned,
-        nvme_bytes=nvme,
-        total_peak_bytes=max(each.total.peak.total for each in phases),
+        phases=ledger.phases,
+        host_peak_bytes=max(each.host.peak.total for each in every),
+        host_pinned_bytes=0,
+        nvme_bytes=0,
+        total_peak_bytes=max(each.total.peak.total for each in every),
     )

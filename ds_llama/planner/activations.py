@@ -1,0 +1,108 @@
+"""Bytes of one micro-batch's activations, tensor by tensor, as `ds_llama.model` makes them.
+
+N tokens of the micro-batch; e bytes an element of the training dtype; D, A, K, F the widths of the
+model, the queries, the keys and the feed-forward; H query heads, V vocabulary. The forward pass
+keeps for each block (model/attention.py, model/mlp.py, model/norm.py):
+
+    input_layernorm            what it gives, 1/rms                 e N D + 4 N
+    attention                  q, k, v, the result, log-sum-exp     e N (2 A + 2 K) + 4 N H
+    o                          the middle of the residual stream    e N D
+    post_attention_layernorm   what it gives, 1/rms                 e N D + 4 N
+    gate, up                   both                                 e N (2 F)
+    down                       the residual stream                  e N D
+
+and the head its two products, dx and dW, instead of the logits (model/loss.py). What else is listed
+here lives inside one operation: it makes peaks and is gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ds_llama.planner.settings import Settings
+
+# model/loss.py: elements of a chunk of logits, and of the part of it that is in fp32 at a time, on
+# an accelerator and on a CPU; rows of dW that are worked on at a time.
+_CHUNK = (2**27, 2**25)
+_TILE = (2**24, 2**21)
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Sizes in bytes, but `rows` and `tile_rows`."""
+
+    hidden: int  # e N D, one tensor of the residual stream's shape
+    query: int
+    key: int
+    inner: int
+    log_sum: int
+    rms: int
+    norm: int  # inside a norm: the fp32 copy, its product, and the product in the training dtype
+    norm_backward: int
+    rotate_query: int
+    rotate_key: int
+    rotary: int  # cosines and sines, fp32, up to the next power of two
+    attend: int  # inside attention, on a CPU, where two halves are joined
+
+
+def activations(settings: Settings) -> Activations:
+    """Of the micro-batch that the settings name."""
+    model, e, tokens = settings.model, settings.width, settings.tokens
+    width, query, key = model.hidden_size, model.attention_size, model.key_value_size
+    wide = e < 4  # norms and rotations work in fp32, and copy what is not
+    sequence = settings.resolved.run.data.sequence_length
+    halved = settings.on_cpu and 256 < sequence <= 512  # model/attention.py:85
+    turn = 8 + e if wide else 4
+    return Activations(
+        hidden=e * tokens * width,
+        query=e * tokens * query,
+        key=e * tokens * key,
+        inner=e * tokens * model.intermediate_size,
+        log_sum=4 * tokens * model.num_attention_heads,
+        rms=4 * tokens,
+        norm=tokens * width * (8 + e if wide else 8),
+        norm_backward=tokens * width * (12 + e if wide else 4),
+        rotate_query=tokens * query * turn,
+        rotate_key=tokens * key * turn,
+        rotary=4 * model.head_dim * (1 << (sequence - 1).bit_length()),
+        attend=e * tokens * query if halved else 0,
+    )
+
+
+@dataclass(frozen=True)
+class Head:
+    """The LM head with its loss: what forward keeps, and what it needs meanwhile, in bytes."""
+
+    kept_hidden: int
+    kept_weight: int
+    working: int
+    backward: int
+
+
+def head(settings: Settings) -> Head:
+    """The chunked cross entropy of `model/loss.py`.
+
+    dW is summed in fp32 unless two products in bf16 make it; then they are added as they come.
+    """
+    model, e, tokens = settings.model, settings.width, settings.tokens
+    vocabulary, width = model.vocab_size, model.hidden_size
+    chunk, tile = _CHUNK[settings.on_cpu], _TILE[settings.on_cpu]
+    rows = max(min(max(chunk // vocabulary // 64 * 64, 64), tokens), 1)
+    narrow = settings.resolved.dtype == "bfloat16" and tokens <= 2 * rows
+    tile_rows = min(max(tile // vocabulary, 1), rows)
+    buffer = e * rows * vocabulary
+    softmax = 2 * 4 * tile_rows * vocabulary
+    block = min(_BLOCK, vocabulary) * width
+    product = 0 if tokens <= rows and narrow else block * (e if narrow else 4 + (e if e < 4 else 0))
+    stretch = e * vocabulary * width if settings.resolved.dtype == "float16" else 0
+    scaled = min(_BLOCK, max(vocabulary, tokens)) * width * 8
+    return Head(
+        kept_hidden=e * tokens * width,
+        kept_weight=(e if narrow else 4) * vocabulary * width,
+        working=max(
+            stretch - (e if narrow else 4) * vocabulary * width, buffer + max(softmax, product)
+        )
+        + 24 * tokens,
+        backward=scaled,
+    )

@@ -1,0 +1,345 @@
+"""Gradients between the backward pass that makes them and the update that uses them.
+
+    stage 0   whole, until the update; all-reduced in buckets of 5e8 elements at the boundary
+    stage 1   whole until the boundary, then through the bucket into this rank's partition
+    stage 2   through the bucket as they come; this rank's partition is kept
+    stage 3   the same, into a flat buffer that is there from the start
+    bf16 that accumulates in fp32 at stage 1 is another class, with all gradients in fp32 too
+
+Each class below plays what one of DeepSpeed's does. A weight's gradient, in the training dtype, is
+in the ledger already when `ready` is told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ds_llama.planner.ledger import Ledger
+from ds_llama.planner.settings import Settings, Weight, padded
+
+_GRADIENTS, _BUCKETS, _OTHER = "gradients", "buckets", "other"
+_NORM_WIDTH = 8  # norms are taken in fp64 (runtime/zero/utils.py:59), of a copy
+_ALLREDUCE = 500_000_000  # elements, runtime/engine.py MEMORY_OPT_ALLREDUCE_SIZE
+
+
+class Reducer:
+    """Stage 0, and what the others share."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        self.settings, self.ledger = settings, ledger
+        self.first = self.boundary = True
+
+    def begin(self, *, first: bool, boundary: bool) -> None:
+        """A micro-batch begins; `first` and `boundary` say where in its window."""
+        self.first, self.boundary = first, boundary
+
+    def ready(self, weight: Weight) -> None:
+        """The gradient of `weight` has been made; from the second on it is added to the first."""
+        if not self.first:
+            self._drop(weight)
+
+    def end(self) -> None:
+        """The backward pass is over."""
+        if self.boundary and self.settings.resolved.world_size > 0:
+            for bucket in _buckets(self.settings.weights, _ALLREDUCE):
+                if len(bucket) > 1:
+                    elements = sum(weight.elements for weight in bucket)
+                    self.ledger.peek(_BUCKETS, self.settings.width * elements)
+                if self.settings.communication_width != self.settings.width:
+                    elements = sum(weight.elements for weight in bucket)
+                    self.ledger.peek(_BUCKETS, self.settings.communication_width * elements)
+
+    def clear(self) -> None:
+        """After the update."""
+        self.ledger.free(_GRADIENTS, self._all)
+
+    @property
+    def _all(self) -> int:
+        return self.settings.width * sum(weight.elements for weight in self.settings.weights)
+
+    def _drop(self, weight: Weight) -> None:
+        self.ledger.free(_GRADIENTS, self.settings.width * weight.elements)
+
+
+class Bf16Reducer(Reducer):
+    """runtime/bf16_optimizer.py: bf16 gradients stay for good, zeroed and not freed (:575); their
+    fp32 sums do too, held since initialisation (:191)."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        super().__init__(settings, ledger)
+        self.kept = False
+
+    def ready(self, weight: Weight) -> None:
+        if self.kept:
+            self._drop(weight)
+
+    def end(self) -> None:
+        self.kept = True
+        self.ledger.peek(_OTHER, 4 * self.settings.largest)  # added up one by one, in fp32
+        settings = self.settings
+        if self.boundary and settings.communication_width != 4:
+            elements = sum(weight.elements for weight in settings.weights)
+            self.ledger.peek(_BUCKETS, settings.communication_width * elements)
+
+    def clear(self) -> None:
+        """Gone with the step: `engine.step` sets them to None (runtime/engine.py)."""
+        self.ledger.free(_GRADIENTS, self._all)
+        self.kept = False
+
+
+class FlatReducer(Reducer):
+    """Stages 1 and 2, runtime/zero/stage_1_and_2.py.
+
+    Gradients gather in a bucket (:1414); when the next does not fit, the bucket is averaged and
+    this rank's part of it copied (:2142) to where `step` finds it. A gradient larger than the
+    bucket goes by itself. With fp32 sums of bf16 gradients the partition is one flat fp32 buffer
+    (:1268), otherwise a buffer of every weight that the partition has a part of (:2185).
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        super().__init__(settings, ledger)
+        self.compact = settings.accumulation_width == 4 != settings.width
+        self.attribute = self.compact and settings.stage == 1  # `grad_accum`, :413
+        self.width = 4 if self.attribute else settings.width
+        self.pending: list[Weight] = []
+        self.elements = 0
+        self.bucket = 0
+        self.partition = 0  # bytes of what `step` will find
+        self.whole = 0  # bytes of gradients that are held as the backward pass made them
+        self.sums = 0
+        self.own = set[str]()
+        for group in settings.groups:
+            self.own |= {weight.name for weight in in_partition(group, settings.ranks)}
+
+    def begin(self, *, first: bool, boundary: bool) -> None:
+        super().begin(first=first, boundary=boundary)
+        self.fresh = True
+
+    def ready(self, weight: Weight) -> None:
+        if self.bucket == 0:
+            self.bucket = self.width * self.settings.bucket * (1 + self.settings.overlap)
+            self.ledger.hold(_BUCKETS, self.bucket)
+        size = self.settings.width * weight.elements
+        if self.attribute:
+            if self.first:
+                self.ledger.hold(_GRADIENTS, 4 * weight.elements)
+                self.whole += 4 * weight.elements
+            else:
+                self.ledger.peek(_GRADIENTS, 4 * weight.elements)
+            self.ledger.free(_GRADIENTS, size)
+        elif self.settings.stage == 1 and not self.first:
+            self.ledger.free(_GRADIENTS, size)
+        else:
+            self.whole += size
+        if self.settings.stage == 2 or (self.settings.overlap and self.boundary):
+            self._bucketed(weight)
+
+    def end(self) -> None:
+        settings = self.settings
+        if settings.stage == 1 and not settings.overlap and self.boundary:
+            for group in settings.groups:
+                for weight in group:
+                    self._bucketed(weight)
+        if settings.stage == 2 or self.boundary:
+            self._reduce()
+            self.ledger.free(_GRADIENTS, self.whole)
+            self.whole = 0
+            self.ledger.free(_BUCKETS, self.bucket)
+            self.bucket = 0
+        if not self.compact and not settings.offloaded and settings.stage == 2 and not self.first:
+            # The sum of before is kept, and what came now is added to it (:1043).
+            self.ledger.free(_GRADIENTS, self.sums)
+            self.partition -= self.sums
+        if settings.stage == 2 and not settings.offloaded and not self.compact:
+            self.sums = self.partition
+
+    def clear(self) -> None:
+        self.ledger.free(_GRADIENTS, self.partition)
+        self.partition = self.sums = 0
+
+    # --- the bucket ------------------------------------------------------------------------------
+
+    def _bucketed(self, weight: Weight) -> None:
+        size = self.width * weight.elements
+        if self.elements + weight.elements > self.settings.bucket:
+            self._reduce()
+        if weight.elements <= self.settings.bucket:
+            self._free_whole(size)  # copied into the bucket
+        elif self.settings.offloaded:
+            self.ledger.peek(_GRADIENTS, size)  # cloned, :1446
+        self.elements += weight.elements
+        self.pending.append(weight)
+
+    def _free_whole(self, size: int) -> None:
+        self.ledger.free(_GRADIENTS, size)
+        self.whole -= size
+
+    def _reduce(self) -> None:
+        if not self.pending:
+            return
+        settings, ledger = self.settings, self.ledger
+        if self.compact and not self.partition and any(w.name in self.own for w in self.pending):
+            self._hold_partition(4 * sum(shares(settings)))
+        self._average()
+        for weight in self.pending:
+            alone = weight.elements > settings.bucket
+            if weight.name in self.own:
+                self._copy(weight)
+            elif alone and settings.stage == 2:
+                self._free_whole(self.width * weight.elements)
+        self.pending, self.elements = [], 0
+        del ledger
+
+    def _average(self) -> None:
+        """Slices that go to different ranks are joined, and converted if they travel otherwise."""
+        settings = self.settings
+        limit = min(self.elements, settings.bucket + -(-settings.largest // settings.ranks))
+        joined = self.width * limit if settings.ranks > 1 and settings.zero["reduce_scatter"] else 0
+        if len(self.pending) == 1 and self._slices(self.pending[0]) == 1:
+            joined = 0
+        sent = settings.communication_width
+        self.ledger.peek(_BUCKETS, joined + (sent * limit if sent != self.width else 0))
+
+    def _slices(self, weight: Weight) -> int:
+        """Ranks that have a part of a weight."""
+        group = self.settings.groups[weight.group]
+        share = padded(sum(w.elements for w in group), 2 * self.settings.ranks)
+        share //= self.settings.ranks
+        start = 0
+        for other in group:
+            if other.name == weight.name:
+                break
+            start += other.elements
+        return (start + weight.elements - 1) // share - start // share + 1
+
+    def _copy(self, weight: Weight) -> None:
+        """This rank's part of an averaged gradient to where the update finds it."""
+        settings, ledger = self.settings, self.ledger
+        share = min(weight.elements, max(shares(settings)))
+        if settings.offloaded:
+            if self.boundary:
+                ledger.peek(_OTHER, max(_NORM_WIDTH, 4 if self.width != 4 else 0) * share)
+            if not self.compact and not (self.first and self.boundary):
+                self._sum_on_host(weight)
+        elif not self.compact:
+            if self.fresh:
+                self.fresh = False
+                whole = [w for w in settings.weights if w.name in self.own]
+                self._hold_partition(self.width * sum(w.elements for w in whole))
+            if weight.elements > settings.bucket:
+                self._free_whole(self.width * weight.elements)
+        elif self.attribute and weight.elements > settings.bucket:
+            self._free_whole(self.width * weight.elements)
+
+    def _sum_on_host(self, weight: Weight) -> None:
+        """`accumulated_grads_in_cpu`, :1809: the whole weight's, as it is trained in, for good."""
+        if self.first:
+            self.ledger.hold(_GRADIENTS, self.settings.width * weight.elements, host=True)
+
+    def _hold_partition(self, size: int) -> None:
+        self.ledger.hold(_GRADIENTS, size)
+        self.partition += size
+
+
+class ShardedReducer(Reducer):
+    """Stage 3, runtime/zero/stage3.py: into the flat buffer of this rank's slices (:791)."""
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        super().__init__(settings, ledger)
+        self.pending: list[Weight] = []
+        self.elements = self.alone = 0
+
+    def ready(self, weight: Weight) -> None:
+        settings = self.settings
+        if self.elements and self.elements + weight.elements > settings.bucket:
+            self._reduce()
+        size = settings.width * weight.elements
+        if self.elements + weight.elements <= settings.bucket:
+            self.ledger.free(_GRADIENTS, size)  # copied into the bucket
+        else:
+            self.alone += size
+        self.pending.append(weight)
+        self.elements += weight.elements
+
+    def end(self) -> None:
+        self._reduce()
+
+    def clear(self) -> None:
+        pass
+
+    def _reduce(self) -> None:
+        """reduce_scatter_coalesced (runtime/comm/coalesced_collectives.py:81), then the copies."""
+        if not self.pending:
+            return
+        settings, ranks = self.settings, self.settings.ranks
+        sent, kept = settings.communication_width, settings.accumulation_width
+        whole = sum(padded(weight.elements, ranks) for weight in self.pending)
+        converted = sent * self.elements if sent != settings.width else 0
+        single = len(self.pending) == 1 and self.elements % ranks == 0
+        joined = 0 if single else sent * whole
+        share = whole // ranks
+        scattered = kept * share if kept != sent else 0
+        if not settings.zero["reduce_scatter"]:
+            converted, joined, scattered = converted, 0, 0
+        self.ledger.peek(_BUCKETS, converted + joined + scattered)
+        if settings.offloaded:
+            largest = max(padded(weight.elements, ranks) // ranks for weight in self.pending)
+            copies = share * kept + largest * (_NORM_WIDTH + (4 if kept != 4 else 0))
+            self.ledger.peek(_OTHER, joined + converted + copies)
+        self.ledger.free(_GRADIENTS, self.alone)
+        self.pending, self.elements, self.alone = [], 0, 0
+
+
+def in_partition(group: Iterable[Weight], ranks: int) -> list[Weight]:
+    """The weights that rank 0 has a part of, stages 1 and 2 (stage_1_and_2.py:2579)."""
+    group = list(group)
+    share = padded(sum(weight.elements for weight in group), 2 * ranks) // ranks
+    found, start = [], 0
+    for weight in group:
+        if start >= share:
+            break
+        found.append(weight)
+        start += weight.elements
+    return found
+
+
+def shares(settings: Settings) -> list[int]:
+    """Elements of one rank's partition of each group; the group is padded to twice the ranks."""
+    totals = [sum(weight.elements for weight in group) for group in settings.groups]
+    return [padded(total, 2 * settings.ranks) // settings.ranks for total in totals]
+
+
+def reducer(settings: Settings, ledger: Ledger) -> Reducer:
+    """What handles gradients in the engine that `deepspeed.initialize` makes."""
+    if settings.stage == 0:
+        return Reducer(settings, ledger)
+    if settings.stage == 3:
+        return ShardedReducer(settings, ledger)
+    return (
+        Bf16Reducer(settings, ledger)
+        if is_bf16_optimizer(settings)
+        else FlatReducer(settings, ledger)
+    )
+
+
+def is_bf16_optimizer(settings: Settings) -> bool:
+    """bf16 with fp32 sums at stage 1, not offloaded (runtime/engine.py:2302)."""
+    return (
+        settings.stage == 1
+        and settings.resolved.dtype == "bfloat16"
+        and settings.accumulation_width == 4
+        and not settings.offloaded
+    )
+
+
+def _buckets(weights: Iterable[Weight], limit: int) -> list[list[Weight]]:
+    """As `allreduce_no_retain` fills them: the one that goes over the limit is in."""
+    found: list[list[Weight]] = [[]]
+    elements = 0
+    for weight in weights:
+        found[-1].append(weight)
+        elements += weight.elements
+        if elements > limit:
+            found.append([])
+            elements = 0
+    return found if found[-1] else found[:-1]

@@ -1,0 +1,158 @@
+"""What of a resolved run decides about memory, in bytes and elements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ds_llama.config.model import LlamaConfig
+from ds_llama.config.resolve import Resolved
+from ds_llama.config.run import RecomputeConfig
+from ds_llama.planner import gathers
+from ds_llama.planner.traffic import element_bytes
+
+# Bytes of an optimizer's moments for each fp32 element of the masters.
+_MOMENTS = {"SGD": 4, "Lion": 4, "Adagrad": 4, "Muon": 4}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter, or a matrix with its bias. `group`: 0 for decayed weights, 1 for others."""
+
+    name: str
+    elements: int
+    group: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Read off a `Resolved`, so that the rooms that use it read plain names."""
+
+    resolved: Resolved
+
+    @property
+    def model(self) -> LlamaConfig:
+        return self.resolved.model
+
+    @property
+    def stage(self) -> int:
+        return self.resolved.stage
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether host and device are one memory."""
+        return self.resolved.device == "cpu"
+
+    @cached_property
+    def zero(self) -> dict[str, Any]:
+        return dict(self.resolved.deepspeed["zero_optimization"])
+
+    @cached_property
+    def ranks(self) -> int:
+        """Ranks that share the states."""
+        sharing = self.resolved.deepspeed.get("tensor_parallel", {}).get("autotp_size", 1)
+        return max(1, self.resolved.world_size // max(1, int(sharing or 1)))
+
+    @cached_property
+    def width(self) -> int:
+        """Bytes of an element of weights and activations."""
+        return element_bytes(self.resolved.dtype) or 4
+
+    @cached_property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch on one rank."""
+        return self.resolved.micro_batch_size * self.resolved.run.data.sequence_length
+
+    @cached_property
+    def recompute(self) -> RecomputeConfig | None:
+        if "activation_checkpointing" not in self.resolved.deepspeed:
+            return None
+        return self.resolved.run.train.recompute
+
+    @cached_property
+    def weights(self) -> tuple[Weight, ...]:
+        """Every weight once, in the order of `named_parameters`."""
+        found = []
+        for name, elements in gathers.weights(self.model).items():
+            found.append(Weight(name, elements, int(name.endswith("norm"))))
+        return tuple(found)
+
+    @cached_property
+    def groups(self) -> tuple[tuple[Weight, ...], ...]:
+        """Weights by optimizer group, decayed ones first, as `zero.optimizer` orders them."""
+        both = (tuple(w for w in self.weights if w.group == index) for index in (0, 1))
+        return tuple(group for group in both if group)
+
+    @cached_property
+    def largest(self) -> int:
+        """Elements of the largest weight."""
+        return max(weight.elements for weight in self.weights)
+
+    # --- dtypes ----------------------------------------------------------------------------------
+
+    @cached_property
+    def accumulation_width(self) -> int:
+        """Bytes in which micro-batches' gradients are summed (`data_types.grad_accum_dtype`)."""
+        section = self.resolved.deepspeed.get("data_types") or {}
+        return _bytes(section.get("grad_accum_dtype"), self.width)
+
+    @cached_property
+    def communication_width(self) -> int:
+        """Bytes in which gradients are reduced (`communication_data_type`)."""
+        return _bytes(self.resolved.deepspeed.get("communication_data_type"), self.width)
+
+    @cached_property
+    def master_width(self) -> int:
+        """Bytes of a master weight: fp32, or half of it with `bf16_master_weights_and_grads`."""
+        return 2 if self._low_master else 4
+
+    @cached_property
+    def moment_width(self) -> int:
+        """Bytes of all the moments of one master element."""
+        run = self.resolved.run
+        section = run.optimizer
+        kind = section.type if section is not None else "AdamW"
+        width = _MOMENTS.get(kind, 8)
+        if kind == "SGD" and not getattr(section, "momentum", 0.0):
+            width = 0
+        half = self.resolved.deepspeed.get("bf16") or {}
+        if half.get("bf16_optimizer_states") or (self._low_master and not self.offloaded):
+            width //= 2
+        return width + (self.master_width if run.ema is not None else 0)
+
+    @property
+    def _low_master(self) -> bool:
+        return any(
+            (self.resolved.deepspeed.get(name) or {}).get(f"{name}_master_weights_and_grads")
+            for name in ("bf16", "fp16")
+        )
+
+    # --- buffers and offload ---------------------------------------------------------------------
+
+    @cached_property
+    def bucket(self) -> int:
+        """Elements of a reduce bucket."""
+        return int(self.zero.get("reduce_bucket_size", 500_000_000))
+
+    @cached_property
+    def overlap(self) -> bool:
+        return bool(self.zero.get("overlap_comm"))
+
+    @property
+    def offloaded(self) -> bool:
+        return self.resolved.offload_optimizer is not None
+
+    def pinned(self, name: str) -> bool:
+        """Whether what `name` ("optimizer" or "param") offloads is page-locked."""
+        section = self.zero.get(f"offload_{name}") or {}
+        return bool(section.get("pin_memory", True))
+
+
+def _bytes(dtype: str | None, default: int) -> int:
+    return element_bytes(dtype) or default
+
+
+def padded(elements: int, ranks: int) -> int:
+    """The next multiple of `ranks`."""
+    return -(-elements // ranks) * ranks

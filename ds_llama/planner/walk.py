@@ -1,0 +1,248 @@
+"""One micro-batch, module by module: what is held, and what each operation needs meanwhile.
+
+    forward    each block leaves what its backward pass needs (planner/activations.py)
+    head       leaves dx and dW; the logits come and go in chunks
+    backward   each block gives its activations back and makes gradients, which the stage's reducer
+               (planner/gradients.py) takes, averages and thins out
+
+Blocks are alike, so little is learned from walking through all of them; but buckets, prefetches and
+reuse distances do not end where blocks end, and a walk costs a few milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ds_llama.planner.activations import activations, head
+from ds_llama.planner.gathers import Visit, recomputed
+from ds_llama.planner.gradients import Reducer
+from ds_llama.planner.ledger import Ledger
+from ds_llama.planner.settings import Settings, Weight
+
+_ACTIVATIONS, _GRADIENTS, _LOGITS, _PARAMETERS = "activations", "gradients", "logits", "parameters"
+
+
+class Walk:
+    """Plays micro-batches into a ledger. `windows`: of gathered weights, in bytes, for each visit
+    while it runs and after it (planner/gathers.py); None below stage 3."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        reducer: Reducer,
+        order: Sequence[Visit],
+        windows: Sequence[tuple[int, int]] | None,
+    ) -> None:
+        self.settings, self.ledger, self.reducer = settings, ledger, reducer
+        self.order, self.windows = order, windows
+        self.size, self.head = activations(settings), head(settings)
+        self.weights = {weight.name: weight for weight in settings.weights}
+        self.tied = settings.model.tie_word_embeddings
+        self.gathered = 0
+        self.split = next(i for i, visit in enumerate(order) if visit.way != "forward")
+
+    # --- the two passes --------------------------------------------------------------------------
+
+    def forward(self) -> None:
+        """From the token ids to the loss."""
+        self.ledger.hold(_ACTIVATIONS, 16 * self.settings.tokens)  # ids and labels, int64
+        for place in range(self.split):
+            self._visit(place)
+
+    def backward(self) -> None:
+        """From the loss to the last gradient; the reducer is told of each."""
+        for place in range(self.split, len(self.order)):
+            self._visit(place)
+        self.ledger.free(_ACTIVATIONS, 16 * self.settings.tokens)
+
+    def _visit(self, place: int) -> None:
+        visit = self.order[place]
+        during, after = self.windows[place] if self.windows is not None else (0, 0)
+        self._gathered(during)
+        backward = visit.way == "backward"
+        kind = f"{visit.kind}_backward" if backward else visit.kind
+        step: Callable[[Visit], None] | None = getattr(self, f"_{kind}", None)
+        if step is not None:
+            step(visit)
+        self._gathered(after)
+
+    def _gathered(self, size: int) -> None:
+        if size > self.gathered:
+            self.ledger.hold(_PARAMETERS, size - self.gathered)
+        else:
+            self.ledger.free(_PARAMETERS, self.gathered - size)
+        self.gathered = size
+
+    def _hold(self, size: int) -> None:
+        self.ledger.hold(_ACTIVATIONS, size)
+
+    def _free(self, size: int) -> None:
+        self.ledger.free(_ACTIVATIONS, size)
+
+    def _peek(self, size: int) -> None:
+        self.ledger.peek(_ACTIVATIONS, size)
+
+    def _gradient(self, visit: Visit) -> None:
+        for name in visit.weights:
+            weight: Weight = self.weights[name]
+            self.ledger.hold(_GRADIENTS, self.settings.width * weight.elements)
+            self.reducer.ready(weight)
+
+    # --- forward ---------------------------------------------------------------------------------
+
+    def _part(self, visit: Visit) -> str | None:
+        return recomputed(self.settings.recompute, visit.layer)
+
+    def _keeps(self, visit: Visit, part: str) -> bool:
+        """Whether this forward visit leaves what a backward pass needs, and not just its result."""
+        return visit.way == "again" or self._part(visit) not in ("block", part)
+
+    def _embed(self, visit: Visit) -> None:
+        self._hold(self.size.hidden)
+
+    def _input_layernorm(self, visit: Visit) -> None:
+        self._peek(self.size.norm)
+        self._hold(self.size.hidden + self.size.rms)
+
+    def _q(self, visit: Visit) -> None:
+        self._hold(self.size.query)
+
+    def _k(self, visit: Visit) -> None:
+        self._hold(self.size.key)
+
+    def _v(self, visit: Visit) -> None:
+        """The values, then the rotation of queries and keys, and attention itself."""
+        size = self.size
+        self._hold(size.key)
+        self._peek(size.rotate_query)
+        self._hold(size.query)
+        self._peek(size.rotate_key)
+        self._free(size.query)
+        self._hold(size.query + size.log_sum)
+        self._peek(size.attend)
+
+    def _o(self, visit: Visit) -> None:
+        """The projection beside the stream, and their sum; a part that keeps nothing ends here."""
+        size = self.size
+        self._hold(size.hidden)
+        kept = 2 * size.query + 2 * size.key + size.log_sum
+        if not self._keeps(visit, "attention"):
+            self._free(kept)
+        self._peek(size.hidden)  # the projection becomes the sum
+        if self._part(visit) == "block" and visit.way == "forward":
+            self._free(size.hidden + size.rms)
+
+    def _post_attention_layernorm(self, visit: Visit) -> None:
+        self._input_layernorm(visit)
+
+    def _gate(self, visit: Visit) -> None:
+        self._hold(self.size.inner)
+
+    def _up(self, visit: Visit) -> None:
+        self._hold(self.size.inner)
+
+    def _down(self, visit: Visit) -> None:
+        size = self.size
+        self._hold(size.hidden)
+        self._peek(size.inner)
+        if not self._keeps(visit, "mlp"):
+            self._free(2 * size.inner)
+        self._peek(size.hidden)
+        if self._part(visit) == "block" and visit.way == "forward":
+            self._free(2 * size.hidden + size.rms)  # the second norm's result, the stream's middle
+
+    def _norm(self, visit: Visit) -> None:
+        self._input_layernorm(visit)
+
+    def _head(self, visit: Visit) -> None:
+        part = self.head
+        self.ledger.hold(_LOGITS, part.kept_hidden + part.kept_weight)
+        self.ledger.peek(_LOGITS, part.working)
+        self._free(self.size.hidden)  # what the norm gave: dx and dW are made of it already
+
+    # --- backward --------------------------------------------------------------------------------
+
+    def _head_backward(self, visit: Visit) -> None:
+        part, ledger = self.head, self.ledger
+        self._hold(self.size.hidden)
+        weight = self.settings.width * self.weights["embed"].elements
+        with ledger.held(_GRADIENTS, weight):
+            ledger.peek(_LOGITS, part.backward)
+        ledger.free(_LOGITS, part.kept_hidden + part.kept_weight)
+        if self.tied:  # waits for the embedding's
+            ledger.hold(_GRADIENTS, weight)
+        else:
+            self._gradient(visit)
+
+    def _norm_backward(self, visit: Visit) -> None:
+        self._peek(self.size.norm_backward)
+        self._free(self.size.rms + self.size.hidden)
+        self._gradient(visit)
+
+    def _down_backward(self, visit: Visit) -> None:
+        """The product is made again for dW; then the gradients of gate and up take its place."""
+        inner = self.size.inner
+        weight = self.settings.width * self.weights[visit.weights[0]].elements
+        with self.ledger.held(_GRADIENTS, weight):
+            self._peek(3 * inner)
+        # gate and up go, their gradients stay
+        self._gradient(visit)
+
+    def _up_backward(self, visit: Visit) -> None:
+        self._hold(self.size.hidden)
+        self._gradient(visit)
+        self._free(self.size.inner)
+
+    def _gate_backward(self, visit: Visit) -> None:
+        self._peek(self.size.hidden)
+        self._gradient(visit)
+        self._free(self.size.inner + self.size.hidden)  # what the second norm gave
+        self._end(visit, "mlp")
+
+    def _post_attention_layernorm_backward(self, visit: Visit) -> None:
+        self._peek(self.size.norm_backward)
+        self._gradient(visit)
+        self._free(self.size.rms + 2 * self.size.hidden)
+
+    def _o_backward(self, visit: Visit) -> None:
+        self._hold(self.size.query)
+        self._gradient(visit)
+
+    def _v_backward(self, visit: Visit) -> None:
+        """Attention's own backward and the rotation back come before the projections."""
+        size = self.size
+        self._hold(size.query + 2 * size.key)
+        self._free(2 * size.query + 2 * size.key + size.log_sum + size.query)
+        self._peek(size.rotate_query)
+        self._hold(size.hidden)
+        self._gradient(visit)
+        self._free(size.key)
+
+    def _k_backward(self, visit: Visit) -> None:
+        self._peek(self.size.hidden)
+        self._gradient(visit)
+        self._free(self.size.key)
+
+    def _q_backward(self, visit: Visit) -> None:
+        self._peek(self.size.hidden)
+        self._gradient(visit)
+        self._free(self.size.query + self.size.hidden)
+        self._end(visit, "attention")
+
+    def _input_layernorm_backward(self, visit: Visit) -> None:
+        self._post_attention_layernorm_backward(visit)
+        self._end(visit, "block")
+
+    def _end(self, visit: Visit, part: str) -> None:
+        """The backward pass of a part is over: what it gave when it was run again goes too."""
+        if self._part(visit) == part:
+            self._free(self.size.hidden)
+
+    def _embed_backward(self, visit: Visit) -> None:
+        if self.tied:
+            one = self.settings.width * self.weights["embed"].elements
+            self.ledger.peek(_GRADIENTS, 2 * one)
+            self.ledger.free(_GRADIENTS, one)
+        self._gradient(visit)
+        self._free(self.size.hidden)

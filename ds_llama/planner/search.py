@@ -37,10 +37,7 @@ def max_micro_batch(candidate: Candidate, machine: Machine) -> int | None:
     ranks = data_parallel_ranks(run, machine.world_size)
 
     def left(micro: int) -> int | None:
-        total = resolved.global_batch_size
-        if not strategies.fixed_global_batch(run):
-            total = micro * resolved.accumulation_steps * ranks
-        return spare(strategies.with_batch(run, micro=micro, total=total), machine)
+        return spare(strategies.with_batch(run, resolved, micro=micro, ranks=ranks), machine)
 
     if not strategies.fixed_global_batch(run):
         return largest(left, _MOST_SEQUENCES)
@@ -94,11 +91,22 @@ def largest(left: Callable[[int], int | None], most: int) -> int | None:
 def changes(run: Run, resolved: Resolved, machine: Machine) -> Iterator[tuple[str, Run, Machine]]:
     """The least change of each kind that makes something fit: words, and what to plan instead."""
     yield from first(smaller(run, resolved, machine), machine)
-    larger, said = larger_world(run, resolved, machine, resolved.micro_batch_size), ""
-    if larger is None and resolved.micro_batch_size > 1:
-        larger, said = larger_world(run, resolved, machine, 1), " with train.micro_batch_size=1"
-    if larger is not None:
-        yield (f"on {larger[1].world_size:,} GPUs{said}", *larger)
+    for micro in dict.fromkeys((resolved.micro_batch_size, 1)):
+        larger = larger_world(run, resolved, machine, micro)
+        if larger is not None:
+            yield (_on(larger, run, resolved), *larger)
+            return
+
+
+def _on(larger: tuple[Run, Machine], run: Run, resolved: Resolved) -> str:
+    """A larger world in words, with what else must be written for it."""
+    train = larger[0].train
+    written = []
+    if train.micro_batch_size != resolved.micro_batch_size:
+        written.append(f"train.micro_batch_size={train.micro_batch_size}")
+    if strategies.fixed_global_batch(run) and train.global_batch_size != resolved.global_batch_size:
+        written.append(f"train.global_batch_size={train.global_batch_size}")
+    return " ".join([f"on {larger[1].world_size:,} GPUs", *(["with"] * bool(written)), *written])
 
 
 def first(tried: Iterator[tuple[str, Run]], machine: Machine) -> Iterator[tuple[str, Run, Machine]]:
@@ -111,8 +119,8 @@ def first(tried: Iterator[tuple[str, Run]], machine: Machine) -> Iterator[tuple[
 
 def smaller(run: Run, resolved: Resolved, machine: Machine) -> Iterator[tuple[str, Run]]:
     """What a person would change on the same machine, the least first."""
-    total, length = resolved.global_batch_size, resolved.run.data.sequence_length
-    one = strategies.with_batch(run, micro=1, total=total)
+    length = resolved.run.data.sequence_length
+    one = strategies.with_batch(run, resolved, micro=1, ranks=machine.world_size)
     alike = [("", run)]
     if strategies.fixes_recompute(run) and resolved.run.train.recompute is None:
         alike.append(("recomputation", strategies.with_recompute(run)))
@@ -136,9 +144,7 @@ def larger_world(
 
     def at(units: int) -> tuple[Run, Machine]:
         ranks = units * unit
-        step = micro * ranks
-        total = -(-resolved.global_batch_size // step) * step
-        batched = strategies.with_batch(run, micro=micro, total=total)
+        batched = strategies.with_batch(run, resolved, micro=micro, ranks=ranks)
         return batched, replace(machine, world_size=ranks)
 
     low, high = machine.world_size // unit, _MOST_RANKS // unit

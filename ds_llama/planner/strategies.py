@@ -81,7 +81,7 @@ def candidates(
     runs = [(name, with_strategy(run, name, path)) for name in names if name != own.name]
     found, refused = [own], list[Refused]()
     for name, other in [*runs, (own.name, run)]:
-        for label, variant in _variants(name, other):
+        for label, variant in _variants(name, other, fixed=fixes_recompute(run)):
             if variant is run:
                 continue
             try:
@@ -102,7 +102,9 @@ def least(run: Run, *, nvme: bool) -> Iterator[Run]:
     """
     path = _nvme_path(run.deepspeed)
     for name in (*(NVME_NAMES if nvme or path else ()), *NAMES[::-1]):
-        *_, (_, variant) = _variants(name, with_strategy(run, name, path))
+        *_, (_, variant) = _variants(
+            name, with_strategy(run, name, path), fixed=fixes_recompute(run)
+        )
         if name not in ("zero0", "zero1", "zero1_offload"):
             yield variant
     yield run
@@ -114,9 +116,9 @@ def own_candidate(run: Run, world_size: int, *, device: str = "cuda") -> Candida
     return Candidate(_own_name(run, resolved), run, resolved, own=True)
 
 
-def _variants(name: str, run: Run) -> Iterator[tuple[str, Run]]:
+def _variants(name: str, run: Run, *, fixed: bool) -> Iterator[tuple[str, Run]]:
     yield name, run
-    if not fixes_recompute(run):
+    if not fixed:
         yield name + RECOMPUTE, with_recompute(run)
 
 
@@ -150,8 +152,16 @@ def with_strategy(run: Run, name: str, nvme_path: str | None = None) -> Run:
     return run.model_copy(update={"deepspeed": tree})
 
 
-def with_batch(run: Run, *, micro: int, total: int) -> Run:
-    """`run` with another micro batch and global batch, in sequences."""
+def with_batch(run: Run, resolved: Resolved, *, micro: int, ranks: int) -> Run:
+    """`run` with another micro batch or world, as a person would write it.
+
+    The global batch becomes the next multiple where the run says it; where it does not, the
+    accumulation steps stay.
+    """
+    step = micro * ranks
+    total = step * resolved.accumulation_steps
+    if fixed_global_batch(run):
+        total = -(-resolved.global_batch_size // step) * step
     train = run.train.model_copy(update={"micro_batch_size": micro, "global_batch_size": total})
     deepspeed = {key: run.deepspeed[key] for key in run.deepspeed if key not in BATCH_KEYS}
     return run.model_copy(update={"train": train, "deepspeed": deepspeed})

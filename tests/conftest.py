@@ -49,7 +49,7 @@ def repository() -> Path:
 def unpacked_wheel(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """The wheel's content. Built from a copy: a build in the checkout would leave files there."""
     folder = tmp_path_factory.mktemp("wheel")
-    for name in ("ds_llama", "ds_configs", "launch"):
+    for name in ("ds_llama", "docs", "ds_configs", "launch"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(repository / name, folder / "source" / name, ignore=ignore)
     for name in ("setup.cfg", "pyproject.toml", "LICENSE", "README.md"):

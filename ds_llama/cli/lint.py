@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json as jsons
-from dataclasses import dataclass, field
+import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ds_llama.config.problems import Problem
+if TYPE_CHECKING:
+    from ds_llama.config.lint import Linter, Report
 
-_RUN_KEYS = {"model", "data", "train", "evaluation", "tracking", "deepspeed", "output", "resolved"}
+# Options that may stand alone, and what they then mean (commands.complete).
+BARE = {"--explain": "", "--schema": "deepspeed"}
 
 
 class Dialect(str, Enum):
@@ -22,94 +24,91 @@ class Dialect(str, Enum):
     huggingface = "huggingface"
 
 
-@dataclass
-class Report:
-    """What was found in one file; `readable` is false when it is no JSON object."""
+class Schema(str, Enum):
+    """Of what a JSON schema is wanted."""
 
-    path: Path
-    problems: list[Problem] = field(default_factory=list)
-    readable: bool = True
+    deepspeed = "deepspeed"
+    run = "run"
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"path": str(self.path), "problems": [p.to_dict() for p in self.problems]}
 
-    def count(self, severity: str) -> int:
-        return sum(problem.severity == severity for problem in self.problems)
+class Device(str, Enum):
+    """What the ranks compute on."""
+
+    cuda = "cuda"
+    cpu = "cpu"
 
 
 def command(
-    files: Annotated[list[Path], typer.Argument(help="Run JSONs and DeepSpeed JSONs.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help='Run JSONs and DeepSpeed JSONs; "-" is standard input.'),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     dialect: Annotated[
         Dialect, typer.Option(help='"huggingface" where the Trainer fills in "auto".')
     ] = Dialect.deepspeed,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 for warnings too.")] = False,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="Check the batch for this many ranks.")
+    ] = None,
+    device: Annotated[
+        Device | None, typer.Option(help="Report what does not run there.", show_default=False)
+    ] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write FILE.fixed.json, and show the difference.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="With --fix: where to write it.", show_default=False)
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="With --fix: overwrite the file itself.")
+    ] = False,
+    explain: Annotated[
+        str | None,
+        typer.Option(help="Tell the story of a code; alone, list all codes.", show_default=False),
+    ] = None,
+    schema: Annotated[
+        Schema | None,
+        typer.Option(help="Print a JSON schema for editors.", show_default=False),
+    ] = None,
 ) -> int:
     """Check run JSONs and any DeepSpeed JSON: exit 0 clean, 1 errors, 2 not a JSON object."""
-    reports = [lint(path, str(Dialect(dialect).value)) for path in files]
+    if explain is not None:
+        return _explain(explain)
+    if schema is not None:
+        return _schema(Schema(schema).value)
+    from ds_llama.config.lint import Linter
+
+    linter = Linter(
+        "huggingface" if Dialect(dialect) is Dialect.huggingface else "deepspeed",
+        world_size,
+        Device(device).value if device else None,
+        sys.stdin.read,
+    )
+    _check_call(files or [], fix, output, in_place)
+    if fix:
+        return _fix(linter, files or [], output, in_place=in_place, strict=strict, json=json)
+    reports = [linter.report(path) for path in files or []]
     if json:
         print(jsons.dumps({"files": [report.to_dict() for report in reports]}, indent=2))
     else:
-        print("\n".join(_text(report) for report in reports))
+        print("\n".join(text(report) for report in reports))
+    return exit_code(reports, strict)
+
+
+def exit_code(reports: list[Report], strict: bool) -> int:
+    """2 when something could not be read, 1 for errors (or warnings, if `strict`), else 0."""
     if not all(report.readable for report in reports):
         return 2
     return int(any(r.count("error") or (strict and r.count("warning")) for r in reports))
 
 
-def lint(path: Path, dialect: str = "deepspeed") -> Report:
-    """Everything that can be said about one file without its data, world size or device."""
-    from ds_llama.config.files import read_object
-    from ds_llama.errors import CallError
-
-    try:
-        content = read_object(path)
-        if is_run(content):
-            return Report(path, _run_problems(path))
-    except CallError as error:
-        key = error.where.removeprefix(str(path)).lstrip(":")
-        problem = Problem("unreadable", "error", key, error.what, error.remedy)
-        return Report(path, [problem], readable=False)
-    return Report(path, _deepspeed_problems(content, dialect))
-
-
-def is_run(content: dict[str, Any]) -> bool:
-    """Whether an object is a run of this package; else it is a DeepSpeed JSON."""
-    from ds_llama.config.deepspeed import SCHEMA
-
-    ours = len(_RUN_KEYS & content.keys())
-    return ours > len((SCHEMA.keys.keys() & content.keys()) - {"optimizer", "checkpoint"})
-
-
-def _deepspeed_problems(content: dict[str, Any], dialect: str) -> list[Problem]:
-    from ds_llama.config.deepspeed import check
-
-    return check(content, dialect="huggingface" if dialect == "huggingface" else "deepspeed")
-
-
-def _run_problems(path: Path) -> list[Problem]:
-    from ds_llama.config.load import load_run, warnings_of
-    from ds_llama.errors import ConfigError, ConfigErrors
-
-    try:
-        return warnings_of(load_run(path))
-    except ConfigErrors as error:
-        found = error.errors
-    except ConfigError as error:
-        found = [error]
-    return [_problem(path, error.what, error.where, error.remedy, error.code) for error in found]
-
-
-def _problem(path: Path, what: str, where: str, remedy: str, code: str) -> Problem:
-    """An error of a run as a Problem; what is in another file keeps that file's name in the key."""
-    key = where.removeprefix(f"{path}:") if where != str(path) else ""
-    return Problem(code, "error", key, what, remedy)
-
-
-def _text(report: Report) -> str:
+def text(report: Report) -> str:
+    """A report as a person reads it: the worst first."""
     errors, warnings = report.count("error"), report.count("warning")
     summary = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
     lines = [f"{report.path}: {summary if report.problems else 'clean'}"]
-    for problem in report.problems:
+    for problem in sorted(report.problems, key=lambda problem: problem.severity):
         place = f"{report.path}:{problem.key}" if problem.key else str(report.path)
         lines += [
             f"  {problem.severity} [{problem.code}] {place}",
@@ -117,3 +116,80 @@ def _text(report: Report) -> str:
             f"    remedy: {problem.remedy}",
         ]
     return "\n".join(lines)
+
+
+def _check_call(files: list[Path], fix: bool, output: Path | None, in_place: bool) -> None:
+    from ds_llama.errors import CallError
+
+    def wrong(what: str, remedy: str) -> CallError:
+        return CallError(what, where="command line", remedy=remedy)
+
+    if not files:
+        raise wrong("no file is named", "name run JSONs or DeepSpeed JSONs, or - for stdin")
+    if (output or in_place) and not fix:
+        raise wrong("--output and --in-place belong to --fix", "add --fix, or leave them out")
+    if output and in_place:
+        raise wrong("--output and --in-place together", "keep one of them")
+    if output and len(files) > 1:
+        raise wrong(f"one --output for {len(files)} files", "fix them one by one")
+    if fix and output is None and Path("-") in files:
+        raise wrong("--fix of standard input has nowhere to go", "add --output FILE")
+
+
+def _fix(
+    linter: Linter,
+    files: list[Path],
+    output: Path | None,
+    *,
+    in_place: bool,
+    strict: bool,
+    json: bool,
+) -> int:
+    """Write what can be fixed, print the difference, then what is left for a person."""
+    from ds_llama.config.fixes import fix_file
+
+    reports, documents = [], []
+    for path in files:
+        fixed = fix_file(linter, path)
+        target = output or (path if in_place else path.with_suffix(".fixed.json"))
+        if fixed.applied:
+            _write(target, fixed.text)
+        reports.append(fixed.report)
+        written = str(target) if fixed.applied else None
+        applied = [problem.to_dict() for problem in fixed.applied]
+        documents.append(fixed.report.to_dict() | {"applied": applied, "written": written})
+        if not json:
+            print(fixed.difference(target), end="")
+            said = f"{len(fixed.applied)} fixed, written to {target}" if written else "no fix"
+            print(f"{path}: {said}; what is left:\n{text(fixed.report)}")
+    if json:
+        print(jsons.dumps({"files": documents}, indent=2))
+    return exit_code(reports, strict)
+
+
+def _write(path: Path, content: str) -> None:
+    from ds_llama.errors import CallError
+
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise CallError(
+            f"cannot be written: {(error.strerror or str(error)).lower()}",
+            where=str(path),
+            remedy="name another place with --output",
+        ) from None
+
+
+def _explain(code: str) -> int:
+    from ds_llama.config import explain
+
+    print(explain.story(code).text() if code else explain.listing())
+    return 0
+
+
+def _schema(which: str) -> int:
+    from ds_llama.config import jsonschema
+
+    schema = jsonschema.of_run() if which == "run" else jsonschema.of_deepspeed()
+    print(jsons.dumps(schema, indent=2))
+    return 0

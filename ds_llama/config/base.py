@@ -63,7 +63,8 @@ def _problem(item: dict[str, Any], model: type[BaseModel], prefix: str) -> Probl
 def shown(value: Any) -> str:
     """A value as JSON writers know it, cut to a length that fits a line."""
     text = {True: "true", False: "false", None: "null"}.get(value) if _is_word(value) else None
-    text = text or repr(value)
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e16
+    text = text or repr(int(value) if whole else value)
     return text if len(text) <= 80 else text[:77] + "…"
 
 

@@ -8,14 +8,16 @@ passes silently. Here none does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from ds_llama.config import keys_tools as tools
 from ds_llama.config import keys_training as training
 from ds_llama.config.base import shown
 from ds_llama.config.keys import Key, Section, flag, real, text, whole
-from ds_llama.config.keys_zero import ZERO
+from ds_llama.config.keys_zero import NOWHERE, ZERO
 from ds_llama.config.problems import Problem, did_you_mean, nearest
 from ds_llama.config.removed import REMOVED
 
@@ -25,6 +27,29 @@ if TYPE_CHECKING:
 
 VERSION = "0.19.8"
 Dialect = Literal["deepspeed", "huggingface", "run"]
+
+# Where "auto" is filled in: transformers integrations/deepspeed.py `trainer_config_process` and
+# `trainer_config_finalize`; accelerate utils/dataclasses.py `DeepSpeedPlugin.__post_init__` (which
+# also overwrites steps_per_print) and accelerator.py `_prepare_deepspeed`. At any other key
+# `deepspeed_config_process` of accelerate raises.
+FILLED = frozenset(
+    {
+        *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"),
+        *("gradient_clipping", "steps_per_print", "fp16.enabled", "bf16.enabled"),
+        *(f"optimizer.params.{name}" for name in ("lr", "betas", "eps", "weight_decay")),
+        *(f"scheduler.params.warmup_{name}" for name in ("min_lr", "max_lr", "num_steps")),
+        "scheduler.params.total_num_steps",
+        *(
+            f"zero_optimization.{name}"
+            for name in (
+                *("stage", "reduce_bucket_size", "stage3_prefetch_bucket_size"),
+                *("stage3_param_persistence_threshold", "offload_optimizer.device"),
+                *("stage3_gather_16bit_weights_on_model_save", "offload_param.device"),
+                *("offload_optimizer.nvme_path", "offload_param.nvme_path"),
+            )
+        ),
+    }
+)
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
@@ -46,7 +71,7 @@ SCHEMA = Section(
         "prescale_gradients": flag(),
         "gradient_predivide_factor": real(1.0, above=0),
         "gradient_allreduce_op": text("mean", "mean", "sum"),
-        "disable_allgather": flag(),
+        "disable_allgather": flag(stages=NOWHERE),  # runtime/config.py:491, and no reader
         "optimizer": training.OPTIMIZER,
         "scheduler": training.SCHEDULER,
         "zero_allow_untested_optimizer": flag(),
@@ -155,6 +180,19 @@ def _section(section: Section, value: Any, path: str, dialect: Dialect) -> Itera
                 yield from _value(known, inner, key, dialect)
 
 
+def newer_release() -> str | None:
+    """The installed DeepSpeed, where it is newer than the one that this schema was read from."""
+    try:
+        installed = metadata.version("deepspeed")
+    except metadata.PackageNotFoundError:
+        return None
+    return installed if _numbers(installed) > _numbers(VERSION) else None
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
+
+
 def _unknown(name: str, key: str, section: Section) -> Problem:
     if key in REMOVED:
         return Problem("removed-key", "error", key, *REMOVED[key])
@@ -169,7 +207,19 @@ def _unknown(name: str, key: str, section: Section) -> Problem:
         for known, entry in section.keys.items()
         if not entry.gone and not (isinstance(entry, Key) and entry.same_as)
     ]
-    return Problem("unknown-key", "error", key, f"unknown key {name!r}", did_you_mean(name, known))
+    remedy = did_you_mean(name, known)
+    if (
+        section is SCHEMA
+        and name.startswith(("_", "//", "#"))
+        and not nearest(name, known, cutoff=0.85)
+    ):
+        message = f"{name!r} is taken for a comment, which DeepSpeed lets pass at the top level"
+        return Problem("comment-key", "warning", key, message, "keep comments in another file")
+    installed = newer_release()
+    if installed is not None:
+        message = f"unknown key {name!r}: ds_llama knows DeepSpeed {VERSION}, this is {installed}"
+        return Problem("newer-key", "warning", key, message, remedy)
+    return Problem("unknown-key", "error", key, f"unknown key {name!r}", remedy)
 
 
 def _meant(problem: Problem) -> str | None:
@@ -183,6 +233,10 @@ def _meant(problem: Problem) -> str | None:
 
 
 def _value(known: Key, value: Any, key: str, dialect: Dialect) -> Iterator[Problem]:
+    if value == "auto" and dialect == "huggingface":
+        if key not in FILLED:
+            yield _unfilled(known, key)
+        return
     if value == "auto" and not known.auto and "str" not in known.kind.split("|"):
         if dialect == "deepspeed":
             yield _auto(known, key)
@@ -204,6 +258,17 @@ def _auto(known: Key, key: str) -> Problem:
         key,
         '"auto" is for the Hugging Face Trainer: DeepSpeed itself drops it or stops at it',
         f"write {default}, or check the file as one for the Trainer (--dialect huggingface)",
+    )
+
+
+def _unfilled(known: Key, key: str) -> Problem:
+    default = "a value" if known.default in (None, "auto") else shown(known.default)
+    return Problem(
+        "auto-unfilled",
+        "error",
+        key,
+        'neither the Trainer nor Accelerate fills in "auto" here, and Accelerate stops at it',
+        f"write {default}, or leave the key out",
     )
 
 

@@ -21,7 +21,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
     Raises CallError (exit 2): missing, unreadable, not UTF-8, not JSON, or not an object.
     """
-    text = read_text(path)
+    return to_object(read_text(path), path)
+
+
+def to_object(text: str, path: Path) -> dict[str, Any]:
+    """`read_object` for the text of a file; `path` is what messages call it."""
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

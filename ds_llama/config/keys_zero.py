@@ -13,6 +13,7 @@ from ds_llama.config.keys import Key, Section, flag, real, text, whole
 SHARDED = frozenset({1, 2, 3})
 FLAT = frozenset({1, 2})
 PARTITIONED = frozenset({3})
+NOWHERE: frozenset[int] = frozenset()
 DEVICES = ("none", "cpu", "nvme")
 
 OFFLOAD_PARAM = Section(
@@ -102,7 +103,7 @@ ZERO = Section(
         "reduce_scatter": flag(True, stages=SHARDED),
         "reduce_bucket_size": whole(500_000_000, 1, stages=SHARDED),
         "use_multi_rank_bucket_allreduce": flag(True, stages=FLAT),
-        "allgather_partitions": flag(True, stages=FLAT),
+        "allgather_partitions": flag(True, stages=NOWHERE),  # engine.py:1746 has no caller
         "allgather_bucket_size": whole(500_000_000, 0, stages=FLAT),
         "overlap_comm": flag(None, stages=SHARDED),  # type: ignore[arg-type]
         "compute_grad_norm": flag(True, stages=FLAT),

@@ -37,7 +37,24 @@ def load_run(source: str | os.PathLike[str] | Mapping[str, Any], *overrides: str
     if isinstance(source, Mapping):
         return _Reader("run", Path(), None).read(copy.deepcopy(dict(source)), overrides)
     path = Path(source)
-    return _Reader(str(path), path.parent, path).read(read_object(path), overrides)
+    return read_run(read_object(path), path, *overrides)
+
+
+def read_run(
+    content: Mapping[str, Any],
+    path: Path,
+    *overrides: str,
+    world_size: int | None = None,
+    device: str | None = None,
+) -> Run:
+    """`load_run` for the content of the file at `path`, which is not read again.
+
+    world_size, device: where they are known, what the DeepSpeed JSON meets there is among the
+    problems.
+    """
+    reader = _Reader(str(path), path.parent, path)
+    reader.known = {"world_size": world_size, "device": device}
+    return reader.read(copy.deepcopy(dict(content)), overrides)
 
 
 class _Reader:
@@ -46,6 +63,7 @@ class _Reader:
     def __init__(self, label: str, base: Path, path: Path | None) -> None:
         self.label, self.base, self.path = label, base, path
         self.deepspeed_file: str | None = None
+        self.known: dict[str, Any] = {}
         self.overridden: set[str] = set()
 
     def read(self, tree: dict[str, Any], texts: tuple[str, ...]) -> Run:
@@ -94,7 +112,7 @@ class _Reader:
             errors.append(error)
         place, prefix = self.deepspeed_place()
         if isinstance(tree["deepspeed"], Mapping):
-            problems = check(tree["deepspeed"], dialect="run", run=run, model=model)
+            problems = check(tree["deepspeed"], dialect="run", run=run, model=model, **self.known)
             errors += [p.to_error(place, prefix) for p in problems if p.severity == "error"]
         raise_errors([self.placed(error) for error in errors])
         assert run is not None

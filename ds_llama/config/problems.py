@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -49,6 +50,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     guess = nearest(name, names)
     return f"did you mean {guess!r}?" if guess else f"known names: {', '.join(names)}"
+
+
+def guessed(problem: Problem) -> str | None:
+    """The name that `did_you_mean` put into a problem's remedy."""
+    found = re.match(r"did you mean '([^']+)'\?", problem.remedy)
+    return found[1] if found else None
 
 
 def raise_errors(errors: list[ConfigError]) -> None:

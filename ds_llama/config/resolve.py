@@ -87,9 +87,8 @@ def resolve(
     problems = check(
         run.deepspeed, dialect="run", run=run, model=model, world_size=world_size, device=device
     )
-    errors = [problem for problem in problems if problem.severity == "error"]
-    raise_errors([_at_deepspeed(run, problem) for problem in errors])
-    batch = _batch(run, world_size)
+    errors = [_at_deepspeed(run, p) for p in problems if p.severity == "error"]
+    batch = _batch_or_errors(run, world_size, errors)
     filled = fill.Filling(run, model, batch, world_size, device)
     deepspeed = filled.deepspeed()
     raise_errors([_at_deepspeed(run, problem) for problem in filled.problems])
@@ -110,6 +109,19 @@ def resolve(
         problems=tuple(warnings_of(run, model, problems)),
         device=device,
     )
+
+
+def _batch_or_errors(run: Run, world_size: int, errors: list[ConfigError]) -> Batch:
+    """The batch; or ConfigErrors, with what was found before among them."""
+    try:
+        batch = _batch(run, world_size)
+    except ConfigErrors as error:
+        said = any(other.code == "batch-product" for other in errors)
+        errors += [] if said else error.errors
+    except ConfigError as error:
+        errors.append(error)
+    raise_errors(errors)
+    return batch
 
 
 def data_parallel_ranks(run: Run, world_size: int) -> int:

@@ -1,4 +1,4 @@
-"""The JSON files that come with the package: DeepSpeed configurations and whole runs."""
+"""The files that come with the package: DeepSpeed configurations, whole runs, codes of lint."""
 
 from __future__ import annotations
 
@@ -26,3 +26,9 @@ def find(name: str) -> Path | None:
 def runs() -> list[Path]:
     """The shipped run JSONs, sorted."""
     return sorted((folder() / "runs").glob("*.json"))
+
+
+def codes() -> Path:
+    """The page that tells what each code of `ds-llama lint` means."""
+    inside = _PACKAGE / "_docs"
+    return (inside if inside.is_dir() else _PACKAGE.parent / "docs") / "lint.md"

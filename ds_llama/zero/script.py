@@ -66,7 +66,10 @@ def initialize(
     place = "config" if isinstance(given, dict) else str(given)
     _refuse_twice(content, place, optimizer=optimizer, scheduler=lr_scheduler)
     traits = find_traits(model)
-    _check(content, place, recomputes=traits is not None)
+    silent = {"checkpointing-not-called"} if traits is not None else set()
+    if mpu is not None or mesh_param is not None:
+        silent.add("batch-world")  # the ranks that see different data are theirs to say
+    _check(content, place, silent)
     init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),
         distributed_port=distributed_port,
@@ -147,11 +150,13 @@ def _refuse_twice(content: dict[str, Any], place: str, **passed: Any) -> None:
             )
 
 
-def _check(content: dict[str, Any], place: str, *, recomputes: bool) -> None:
-    """ConfigErrors with everything in the JSON that DeepSpeed would ignore; warnings are logged."""
+def _check(content: dict[str, Any], place: str, silent: set[str]) -> None:
+    """ConfigErrors with everything in the JSON that DeepSpeed would ignore; warnings are logged.
+
+    silent: codes that do not hold for this call.
+    """
     problems = check(content, world_size=world.world_size(), device=get_accelerator().device_name())
-    if recomputes:
-        problems = [problem for problem in problems if problem.code != "checkpointing-not-called"]
+    problems = [problem for problem in problems if problem.code not in silent]
     raise_errors([problem.to_error(place) for problem in problems if problem.severity == "error"])
     for problem in problems if world.rank() == 0 else ():
         deepspeed.utils.logger.warning(

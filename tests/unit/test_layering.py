@@ -35,7 +35,7 @@ THIRD_PARTIES = {"errors": set(), "units": set(), "commit": set(), "model": {"to
 # Reads the classes of Hugging Face's LLaMA when a model of theirs is registered, in a function.
 ALSO = {"model/traits.py": {"transformers"}}
 # Stubs of rooms that hold data only.
-DATA_FOLDERS = {"_ds_configs", "_launch"}
+DATA_FOLDERS = {"_docs", "_ds_configs", "_launch"}
 
 
 def files() -> list[Path]:

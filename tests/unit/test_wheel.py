@@ -16,7 +16,7 @@ def test_everything_shipped_is_in_it(unpacked_wheel: Path, repository: Path) -> 
     wanted = shipped("ds_llama", "*.py", Path("ds_llama"))
     wanted |= shipped("ds_llama/config", "*.json", Path("ds_llama/config"))
     wanted |= shipped("ds_configs", "*.json", Path("ds_llama/_ds_configs"))
-    wanted |= {"ds_llama/py.typed", "ds_llama/_launch/quickstart.sh"}
+    wanted |= {"ds_llama/_docs/lint.md", "ds_llama/py.typed", "ds_llama/_launch/quickstart.sh"}
     there = {
         str(path.relative_to(unpacked_wheel))
         for path in unpacked_wheel.rglob("*")
@@ -31,6 +31,7 @@ def test_init_and_shipped_names_work_from_it(unpacked_wheel: Path, tmp_path: Pat
         "import sys, ds_llama; from ds_llama.cli.main import main;"
         "from ds_llama.config import shipped;"
         "print(ds_llama.__file__); print(shipped.folder()); print(shipped.names());"
+        "assert main(['lint', '--explain', 'unknown-key']) == 0;"
         "sys.exit(main(['init', 'mine']))"
     )
     done = subprocess.run(

@@ -6,20 +6,24 @@ from collections.abc import Iterator
 
 from ds_llama.config.problems import Problem
 from ds_llama.config.rules import Context
-from ds_llama.units import format_count
+from ds_llama.units import format_bytes, format_count
 
 _ZERO = "zero_optimization"
 
 
 def no_prefetch(context: Context) -> Iterator[Problem]:
-    for name in ("stage3_max_live_parameters", "max_live_parameters"):
+    """partitioned_param_coordinator.py:452."""
+    for name in (
+        *("stage3_max_live_parameters", "max_live_parameters"),
+        *("stage3_prefetch_bucket_size", "prefetch_bucket_size"),
+    ):
         if context.stage == 3 and context.get(f"{_ZERO}.{name}") == 0:
             yield Problem(
                 "no-prefetch",
                 "warning",
                 f"{_ZERO}.{name}",
                 f"{name} 0 turns prefetching off: every layer waits for its weights",
-                "leave it out, or write 1e9",
+                "leave it out",
             )
 
 
@@ -50,6 +54,37 @@ def buckets(context: Context) -> Iterator[Problem]:
                 f"{name} ({format_count(size)} elements) is above the model's "
                 f"{format_count(total)} parameters, and is allocated whatever the model",
                 "leave it out, and it is made to fit the model",
+            )
+
+
+def huge_buckets(context: Context) -> Iterator[Problem]:
+    """Where the model is not known: above what any model gains from."""
+    for name in ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size"):
+        size = context.get(f"{_ZERO}.{name}")
+        if context.model is None and context.stage > 0 and size is not None and size > 2e9:
+            yield Problem(
+                "huge-bucket",
+                "warning",
+                f"{_ZERO}.{name}",
+                f"{name} ({format_count(size)} elements) takes {format_bytes(2 * size)} in half "
+                "precision, whatever the model",
+                "write 5e8 or less",
+            )
+
+
+def unpinned(context: Context) -> Iterator[Problem]:
+    """offload_config.py:45: pinned memory is what copies beside the computation need."""
+    if context.device == "cpu" or context.dialect == "run":
+        return
+    for name in ("offload_optimizer", "offload_param"):
+        key = f"{_ZERO}.{name}.pin_memory"
+        if context.offload(name) and context.get(key, True) is False:
+            yield Problem(
+                "unpinned-offload",
+                "warning",
+                key,
+                f"{name} without pinned memory is copied by the host, while the GPU waits",
+                "leave it out (true is the default), unless host memory is too short to pin",
             )
 
 

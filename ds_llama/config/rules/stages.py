@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ds_llama.config.base import shown
+from ds_llama.config.deepspeed import SCHEMA, VERSION
 from ds_llama.config.keys import Key, Section
 from ds_llama.config.keys_zero import ZERO
 from ds_llama.config.problems import Problem
@@ -16,13 +17,12 @@ _ZERO = "zero_optimization"
 
 def without_effect(context: Context) -> Iterator[Problem]:
     """Values other than the default that nothing reads at this stage."""
-    zero = context.get(_ZERO, {})
-    yield from _idle(ZERO, zero, _ZERO, context.stage)
+    yield from _idle(SCHEMA, context.deepspeed, "", context.stage)
 
 
 def _idle(section: Section, value: Mapping[str, Any], path: str, stage: int) -> Iterator[Problem]:
     for name, inner in value.items():
-        known, key = section.keys.get(name), f"{path}.{name}"
+        known, key = section.keys.get(name), f"{path}{name}"
         if known is None or inner is None or inner == "auto":
             continue
         idle = known.stages is not None and stage not in known.stages
@@ -31,13 +31,16 @@ def _idle(section: Section, value: Mapping[str, Any], path: str, stage: int) -> 
             if idle and not off:
                 yield _problem(key, f"{name} does nothing", known, stage)
             elif not off:
-                yield from _idle(known, inner, key, stage)
+                yield from _idle(known, inner, f"{key}.", stage)
         elif idle and inner != known.default and not known.gone:
             yield _problem(key, f"{name} ({shown(inner)}) does nothing", known, stage)
 
 
 def _problem(key: str, what: str, known: Key | Section, stage: int) -> Problem:
     stages = sorted(known.stages or ())
+    if not stages:
+        message = f"{what}: DeepSpeed {VERSION} reads it and never asks for it again"
+        return Problem("no-effect-anywhere", "error", key, message, "remove it")
     words = " or ".join(str(number) for number in stages)
     return Problem(
         "no-effect-at-stage",
@@ -143,4 +146,17 @@ def summed_gradients(context: Context) -> Iterator[Problem]:
             "gradient_allreduce_op",
             f"gradient_allreduce_op 'sum' does not go with {', '.join(found)}",
             "remove it, or write 'mean'",
+        )
+
+
+def odd_bucket(context: Context) -> Iterator[Problem]:
+    """stage_1_and_2.py:389 asserts an even number."""
+    size = context.get(f"{_ZERO}.allgather_bucket_size")
+    if context.stage in (1, 2) and size is not None and int(size) % 2:
+        yield Problem(
+            "odd-bucket",
+            "error",
+            f"{_ZERO}.allgather_bucket_size",
+            f"allgather_bucket_size ({int(size)}) is odd, and DeepSpeed stops at that",
+            f"write {int(size) + 1}",
         )

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tests.unit.config import rule_cases_optimizer, rule_cases_reproducible, rule_cases_zero
+from tests.unit.config import (
+    rule_cases_idle,
+    rule_cases_optimizer,
+    rule_cases_reproducible,
+    rule_cases_zero,
+)
 from tests.unit.config.rule_words import (
     BF16,
     CONTIGUOUS,
@@ -19,6 +24,7 @@ from tests.unit.config.rule_words import (
 
 CASES = [
     *rule_cases_zero.CASES,
+    *rule_cases_idle.CASES,
     *rule_cases_reproducible.CASES,
     *rule_cases_optimizer.CASES,
     ("optimizer-type", "optimizer.type", adam("AdmW"), adam("adamw"), {}),

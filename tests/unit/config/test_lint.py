@@ -8,12 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ds_llama.cli.lint import command, is_run, lint
+from ds_llama.cli.lint import command
 from ds_llama.config import preset, shipped
+from ds_llama.config.lint import Linter, is_run
 
 CLEAN = {"gradient_clipping": 1.0, "zero_optimization": {"stage": 2}}
 WARNED = {"zero_optimization": {"stage": 2}}
 WRONG = {"gradient_clipping": 1.0, "zero_optimisation": {"stage": 2}}
+
+
+def lint(path, dialect="deepspeed"):
+    return Linter(dialect).report(path)
 
 
 def run_lint(capsys, *files, **options):

@@ -6,19 +6,24 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ds_llama.config.run import Run
+from ds_llama.measure.film import Film
 
 Device = Literal["sim", "cpu"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One simulation: `rank` of `world_size` through `steps` optimizer steps of `run`."""
+    """One simulation: `rank` of `world_size` through `steps` optimizer steps of `run`.
+
+    film: keep every change of memory; with "stacks", the lines of Python that made it too.
+    """
 
     run: Run
     world_size: int
     device: Device = "sim"
     rank: int = 0
     steps: int = 2
+    film: Literal["no", "yes", "stacks"] = "no"
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Simulation:
     flops: int | None = None
     hardware_flops: int | None = None
     warnings: tuple[str, ...] = ()
+    film: Film | None = field(default=None, repr=False)
 
     @property
     def peak(self) -> dict[str, int]:

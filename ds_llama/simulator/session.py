@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ds_llama.config.resolve import Resolved, resolve
+from ds_llama.measure import film
 from ds_llama.measure.accounting import Account
 from ds_llama.measure.flops import Flops
 from ds_llama.measure.phases import Bytes, Phase, merged
@@ -31,14 +32,15 @@ def simulate(request: Request) -> Simulation:
     )
     patches.apply(request.device)
     world.join(request.rank, request.world_size)
-    account = Account(request.device)
+    account = Account(request.device, history=request.film != "no", stacks=request.film == "stacks")
     traffic, flops = Traffic(), Flops()
     with FakeTensorMode(allow_non_fake_inputs=True), account, traffic, flops:
         model = construct.build(resolved, fill=partial(_fill_blocks, seed=0))
         engine = register.initialize(model, resolved, resolved.deepspeed, traits_of(model))
-        edges = []
+        edges, begun = [], []
         for _ in range(request.steps):
             edges.append(len(account.phases))
+            begun.append(len(account.edges))
             traffic.reset()
             flops.reset()
             take_step(engine, _window(resolved))
@@ -57,6 +59,7 @@ def simulate(request: Request) -> Simulation:
         flops=flops.model,
         hardware_flops=flops.hardware,
         warnings=tuple(f"{p.key}: {p.message}; {p.remedy}" for p in resolved.problems),
+        film=film.of(account, begun) if request.film != "no" else None,
     )
 
 

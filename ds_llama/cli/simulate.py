@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from ds_llama.simulator.result import Simulation
 
 
 class Device(str, Enum):
@@ -33,50 +30,62 @@ def command(
     ] = Device.sim,
     rank: Annotated[int, typer.Option(help="Whose memory to show.")] = 0,
     steps: Annotated[int, typer.Option(help="Steps to simulate; the last one is shown.")] = 2,
+    all_stages: Annotated[
+        bool, typer.Option("--all-stages", help="The run at ZeRO stages 0 to 3, side by side.")
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Write memory over a step's phases as .png, .svg or .pdf.")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Of one GPU, such as 80GiB: a line in the picture.")
+    ] = None,
+    snapshot: Annotated[
+        Path | None, typer.Option(help="Write every allocation for pytorch.org/memory_viz.")
+    ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(help="Write the same as a Chrome trace for ui.perfetto.dev.")
+    ] = None,
 ) -> int:
     """Construct, register and step through the real DeepSpeed engine without memory or GPUs.
 
-    Prints the bytes that a rank holds in each phase. Neither data nor weights are read, and nothing
-    is written.
+    Prints the bytes that a rank holds in each phase, and what a step moves and computes. Neither
+    data nor weights are read, and nothing is written but what is asked for.
     """
+    from ds_llama.cli.simulate_table import show
     from ds_llama.config import load_run
-    from ds_llama.simulator import simulate
+    from ds_llama.simulator import Request, simulate_many
+    from ds_llama.simulator.outputs import Outputs
+    from ds_llama.simulator.stages import every_stage
+    from ds_llama.units import parse_bytes
 
-    found = simulate(
-        load_run(run, *(overrides or [])),
-        world_size,
-        device="cpu" if device is Device.cpu else "sim",
-        rank=rank,
-        steps=steps,
-    )
+    line = None if gpu_memory is None else parse_bytes(gpu_memory, where="--gpu-memory")
+    outputs = Outputs(picture, snapshot, timeline, line)
+    outputs.check()
+    own, on_cpu = load_run(run, *(overrides or [])), device is Device.cpu
+    runs = {"run": own}
+    if all_stages:
+        runs = every_stage(own, world_size, device="cpu" if on_cpu else "cuda")
+    requests = [
+        Request(
+            each,
+            world_size,
+            device="cpu" if on_cpu else "sim",
+            rank=rank,
+            steps=steps,
+            film=outputs.film(own=each is own),
+        )
+        for each in runs.values()
+    ]
+    found = {
+        label if all_stages else f"stage {each.stage}": each
+        for label, each in zip(runs, simulate_many(requests), strict=True)
+    }
+    mine = next(label for label, each in zip(found, runs.values(), strict=True) if each is own)
+    outputs.write(found, own=mine)
     if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
+        every = [{"label": label, **each.to_dict()} for label, each in found.items()]
+        print(json.dumps({"stages": every} if all_stages else every[0], indent=2))
     else:
-        show(found)
+        for label, each in found.items():
+            show(each, label)
     return 0
-
-
-def show(found: Simulation) -> None:
-    """The table of phases."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from ds_llama.units import format_bytes, format_count
-
-    table = Table(
-        title=f"{format_count(found.parameters)} parameters, stage {found.stage}, "
-        f"rank {found.rank} of {found.world_size}",
-        title_justify="left",
-    )
-    places = ["total"] if found.device == "cpu" else ["device", "host", "total"]
-    table.add_column("phase")
-    for place in places:
-        table.add_column(f"{place} end", justify="right")
-        table.add_column("peak", justify="right")
-    for phase in found.phases:
-        row: list[Any] = [phase.name]
-        for place in places:
-            part = getattr(phase, place)
-            row += [format_bytes(part.now_bytes), format_bytes(part.peak_bytes)]
-        table.add_row(*row)
-    Console().print(table)

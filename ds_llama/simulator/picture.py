@@ -32,7 +32,7 @@ _COLOURS = {
 }
 _MOMENTS = 48  # a phase
 _GIB = 2**30
-_LEAST_HOST = 0.01  # of the device's peak: less is batches and tables
+_LEAST_HOST = 0.05  # of the device peak: less are batches, tables, blocks of initial values
 
 
 def check(path: Path) -> None:
@@ -55,7 +55,7 @@ def draw(
     check(path)
     runs = {label: _moments(film) for label, film in films.items()}
     places = [place for place in ("device", "host") if _worth_showing(place, runs)]
-    with rc_context({"font.size": 8, "svg.fonttype": "none", "axes.linewidth": 0.6}):
+    with rc_context({"font.size": 9, "svg.fonttype": "none", "axes.linewidth": 0.6}):
         figure = Figure(figsize=(1.4 + 2.15 * max(len(runs), 2), 1.0 + 2.4 * len(places)))
         axes = figure.subplots(len(places), len(runs), sharex=True, sharey="row", squeeze=False)
         for row, place in zip(axes, places, strict=True):
@@ -65,7 +65,7 @@ def draw(
             row[0].set_ylabel(f"{place}, GiB")
             _room_above(row[0], place, runs, line)
         for axis, label in zip(axes[0], runs, strict=True):
-            axis.set_title(label, fontsize=9)
+            axis.set_title(label, fontsize=10)
         _finish(figure, axes, title)
         # Without a date two pictures of one run are the same file.
         metadata = {"Date": None} if path.suffix == ".svg" else {}
@@ -97,7 +97,6 @@ def _panel(axis: Axes, splits: Sequence[Any], line_bytes: int | None, *, named: 
         colors=[_COLOURS[category] for category in CATEGORIES],
         labels=CATEGORIES,
         linewidth=0,
-        step="mid",
     )
     totals = [sum(split.values()) / _GIB for split in splits]
     top = max(totals)
@@ -151,5 +150,5 @@ def _finish(figure: Any, axes: Any, title: str) -> None:
         columnspacing=1.2,
     )
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=11)
     figure.tight_layout(rect=(0, 0.05, 1, 1), w_pad=0.6, h_pad=0.8)

@@ -63,9 +63,10 @@ class Simulation:
     """What one rank of the run holds and sends.
 
     `phases`: construct, initialise, and forward, backward and step of the last simulated step;
-    `first_step`: those three of the first, in which the optimizer makes its state. Of the last step
-    too: `traffic` (bytes of each kind of collective) and `moved` (`measure.traffic.Moved`), `flops`
-    of the model on this rank and `hardware_flops`, what is computed twice among them.
+    `first_step`: those three of the first, in which the optimizer makes its state. Of the last too:
+    `traffic` (bytes of each kind of collective), `moved` (`measure.traffic.Moved`) and `theory`
+    (the collectives beside the paper's, `measure.theory`), `flops` of the model on this rank and
+    `hardware_flops`, what is computed twice among them.
     """
 
     world_size: int
@@ -78,6 +79,7 @@ class Simulation:
     seconds: float
     traffic: dict[str, int] = field(default_factory=dict)
     moved: dict[str, Any] = field(default_factory=dict)
+    theory: dict[str, Any] = field(default_factory=dict)
     flops: int | None = None
     hardware_flops: int | None = None
     warnings: tuple[str, ...] = ()
@@ -109,6 +111,7 @@ class Simulation:
             "peak": self.peak,
             "traffic": dict(self.traffic),
             "moved": dict(self.moved),
+            "theory": dict(self.theory),
             "flops": self.flops,
             "hardware_flops": self.hardware_flops,
             "warnings": list(self.warnings),

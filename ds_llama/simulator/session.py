@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ds_llama.config.resolve import Resolved, resolve
-from ds_llama.measure import film
+from ds_llama.measure import film, theory
 from ds_llama.measure.accounting import Account
 from ds_llama.measure.flops import Flops
 from ds_llama.measure.phases import Bytes, Phase, merged
@@ -56,6 +56,13 @@ def simulate(request: Request) -> Simulation:
         seconds=time.perf_counter() - start,
         traffic=traffic.read().collectives,
         moved=traffic.read().to_dict(),
+        theory=theory.beside(
+            traffic.read(),
+            stage=resolved.stage,
+            parameters=resolved.model.num_parameters,
+            item_bytes=getattr(torch, resolved.dtype).itemsize,
+            micro_batches=resolved.accumulation_steps,
+        ).to_dict(),
         flops=flops.model,
         hardware_flops=flops.hardware,
         warnings=tuple(f"{p.key}: {p.message}; {p.remedy}" for p in resolved.problems),

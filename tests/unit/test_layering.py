@@ -32,6 +32,8 @@ HEAVY = {"torch", "deepspeed", "transformers"}
 NEVER_HEAVY = {"errors", "units", "config", "planner", "commit"}
 NOT_AT_IMPORT = {"launcher", "cli"}
 THIRD_PARTIES = {"errors": set(), "units": set(), "commit": set(), "model": {"torch"}}
+# Nobody's import may wait for these: where a picture is drawn, in a function.
+DRAWS, LAZY = {"simulator", "bench"}, {"matplotlib"}
 # Reads the classes of Hugging Face's LLaMA when a model of theirs is registered, in a function.
 ALSO = {"model/traits.py": {"transformers"}}
 # Stubs of rooms that hold data only.
@@ -72,8 +74,13 @@ def problems_of(path: Path, source: str) -> list[str]:
         top, _, rest = name.partition(".")
         if top == "ds_llama":
             found += _inside(room, rest.split(".")[0])
-        elif _is_foreign(room, top) and top not in ALSO.get(str(path.relative_to(PACKAGE)), ()):
+        elif (
+            (top in LAZY and room not in DRAWS)
+            or _is_foreign(room, top)
+            and top not in ALSO.get(str(path.relative_to(PACKAGE)), ())
+        ):
             found.append(f"{room} may not import {top}")
+    found += [f"{room} may not import {top} at import" for top in _at_import(source) & LAZY]
     if room in NOT_AT_IMPORT or room == "model":
         heavy = HEAVY if room in NOT_AT_IMPORT else {"transformers"}
         found += [f"{room} may not import {top} at import" for top in _at_import(source) & heavy]
@@ -148,6 +155,8 @@ def test_every_room_has_a_level() -> None:
             "launcher (level 7) imports zero (level 3)",
         ),
         ("new_room/x.py", "", "new_room has no level"),
+        ("measure/x.py", "def f():\n    import matplotlib", "measure may not import matplotlib"),
+        ("simulator/x.py", "import matplotlib", "simulator may not import matplotlib at import"),
     ],
 )
 def test_the_check_sees_what_is_wrong(file: str, source: str, problem: str) -> None:

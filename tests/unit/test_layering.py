@@ -74,11 +74,7 @@ def problems_of(path: Path, source: str) -> list[str]:
         top, _, rest = name.partition(".")
         if top == "ds_llama":
             found += _inside(room, rest.split(".")[0])
-        elif (
-            (top in LAZY and room not in DRAWS)
-            or _is_foreign(room, top)
-            and top not in ALSO.get(str(path.relative_to(PACKAGE)), ())
-        ):
+        elif _is_foreign(room, top) and top not in ALSO.get(str(path.relative_to(PACKAGE)), ()):
             found.append(f"{room} may not import {top}")
     found += [f"{room} may not import {top} at import" for top in _at_import(source) & LAZY]
     if room in NOT_AT_IMPORT or room == "model":
@@ -88,7 +84,7 @@ def problems_of(path: Path, source: str) -> list[str]:
 
 
 def _is_foreign(room: str, top: str) -> bool:
-    if room in NEVER_HEAVY and top in HEAVY:
+    if (room in NEVER_HEAVY and top in HEAVY) or (top in LAZY and room not in DRAWS):
         return True
     allowed = THIRD_PARTIES.get(room)
     return allowed is not None and top not in sys.stdlib_module_names | allowed

@@ -37,17 +37,21 @@ def command(
     resume: Annotated[
         Resume, typer.Option(help="Go on from the newest complete checkpoint.")
     ] = Resume.auto,
+    accounting: Annotated[
+        bool, typer.Option("--accounting", help="Account the bytes of the first steps and save.")
+    ] = False,
 ) -> int:
     """Train a LLaMA under DeepSpeed ZeRO, or go on with a run that stopped."""
     from ds_llama.config import load_run
 
-    parsed = load_run(run, *(overrides or []))  # every mistake shows here, before anything starts
+    overrides = [*(overrides or []), *(["train.accounting=true"] if accounting else [])]
+    parsed = load_run(run, *overrides)  # every mistake shows here, before anything starts
     if nproc is not None or hostfile is not None:
         from ds_llama.launcher.run import launch
 
         if nproc is not None and _is_finished(parsed, nproc, resume.value):
             return 0
-        words = ["train", str(run), *(overrides or []), "--resume", resume.value]
+        words = ["train", str(run), *overrides, "--resume", resume.value]
         return launch(words, parsed, nproc=nproc, hostfile=hostfile)
     from ds_llama.trainer.rank import run_rank
 

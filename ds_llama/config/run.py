@@ -112,6 +112,7 @@ class TrainConfig(Frozen):
     recompute: RecomputeConfig | None = None
     reproducible: bool = False
     check_replicas_every_steps: Positive | None = None
+    accounting: bool = False
 
 
 class EarlyStoppingConfig(Frozen):

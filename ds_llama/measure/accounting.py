@@ -82,7 +82,8 @@ class Account(TorchDispatchMode):
     and the process's memory at the end of each phase too, and starts their peaks anew at its begin.
 
     Garbage in reference cycles dies when the collector happens to run; so that two runs agree, the
-    collector is off while counting and runs at the edges of phases. Not re-entrant.
+    collector is off while counting and runs at the edges of phases. It looks at what was made since
+    the account was entered: torch and DeepSpeed alone would cost it 0.2 s. Not re-entrant.
     """
 
     def __init__(
@@ -163,7 +164,10 @@ class Account(TorchDispatchMode):
     def __enter__(self) -> Account:
         self._collecting = gc.isenabled()
         self._collect()
+        self._ask_owners()  # what was made while nobody counted
         gc.disable()
+        self._frozen = gc.get_freeze_count()
+        gc.freeze()
         storages.watch(self._resized)
         self._hooks = (
             register_optimizer_step_pre_hook(self._before_update),
@@ -179,6 +183,8 @@ class Account(TorchDispatchMode):
         for hook in self._hooks:
             hook.remove()
         storages.unwatch(self._resized)
+        if not self._frozen:
+            gc.unfreeze()
         if self._collecting:
             gc.enable()
 

@@ -84,7 +84,41 @@ def merged(phases: Sequence[Phase]) -> list[Phase]:
 def _one(same: Sequence[Phase]) -> Phase:
     last = same[-1]
     by_type = {key: _joined([p.by_type.get(key, Bytes()) for p in same]) for key in last.by_type}
-    return replace(last, by_type=by_type, total=_joined([phase.total for phase in same]))
+    total = _joined([phase.total for phase in same])
+    return replace(last, by_type=by_type, total=total, process=_process([p.process for p in same]))
+
+
+def _process(found: Sequence[dict[str, int | None] | None]) -> dict[str, int | None] | None:
+    last = found[-1]
+    if last is None:
+        return None
+
+    def value(key: str) -> int | None:
+        known = [n for p in found if p is not None and (n := p[key]) is not None]
+        return max(known) if "peak" in key and known else last[key]
+
+    return {key: value(key) for key in last}
+
+
+def largest(ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One phase's `to_dict()` of several ranks as one: every figure is the largest of any rank.
+
+    A split goes with its sum: it is that of the rank that holds most.
+    """
+    found: dict[str, Any] = {"name": ranks[0]["name"]}
+    for place in ("device", "host", "total"):
+        parts = [rank[place] for rank in ranks]
+        found[place] = {}
+        for what in ("now", "peak"):
+            most = max(parts, key=lambda part: part[f"{what}_bytes"])
+            found[place] |= {f"{what}_bytes": most[f"{what}_bytes"], what: most[what]}
+    if "process" in ranks[0]:
+        known = [rank["process"] for rank in ranks]
+        found["process"] = {
+            key: max((p[key] for p in known if p[key] is not None), default=None)
+            for key in known[0]
+        }
+    return found
 
 
 def _joined(parts: Sequence[Bytes]) -> Bytes:

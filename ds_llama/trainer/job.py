@@ -22,6 +22,7 @@ from ds_llama.data.loader import Loader
 from ds_llama.evals.perplexity import Perplexity, evaluate
 from ds_llama.planner import hardware
 from ds_llama.tracking import Tracker, open_trackers
+from ds_llama.trainer.account import Recording
 from ds_llama.trainer.hooks import Hook, default_hooks
 from ds_llama.trainer.metrics import Meter
 from ds_llama.trainer.signals import StopRequest
@@ -44,6 +45,7 @@ class Job:
     validation: Callable[[], Perplexity] | None = None
     trackers: list[Tracker] = field(default_factory=list)
     hooks: Sequence[Hook] = field(default_factory=default_hooks)
+    recording: Recording | None = None
 
     @property
     def output(self) -> Path:

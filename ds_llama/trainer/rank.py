@@ -9,6 +9,7 @@ from torch.distributed import distributed_c10d
 
 from ds_llama.config.run import Run
 from ds_llama.errors import DsLlamaError
+from ds_llama.trainer.account import Recording
 from ds_llama.trainer.build import construct
 from ds_llama.trainer.job import run_lock
 from ds_llama.trainer.state import TrainState
@@ -25,8 +26,9 @@ def run_rank(run: Run, resume: str) -> TrainState:
     """
     try:
         world.join()
-        with run_lock(run):  # before `register` writes into the folder
-            state = train_locked(register(construct(run), run), run, resume)
+        # The lock before `register` writes into the folder.
+        with run_lock(run), Recording.of(run) as recording:
+            state = train_locked(register(construct(run), run), run, resume, recording)
     except DsLlamaError as error:
         if _reported_elsewhere(error):
             raise SystemExit(error.exit_code) from error

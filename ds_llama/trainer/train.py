@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ds_llama.config.run import Run
+from ds_llama.trainer.account import Recording
 from ds_llama.trainer.job import open_job, run_lock
 from ds_llama.trainer.loop import run_steps
 from ds_llama.trainer.state import TrainState
@@ -18,12 +19,13 @@ def train(engine: Any, run: Run, *, resume: str = "auto") -> TrainState:
     checkpoint; the state's `stopped_by` is then the signal's number.
     Raises DataError, CheckpointError or RunError; what was committed stays whole.
     """
-    with run_lock(run):
-        return train_locked(engine, run, resume)
+    with run_lock(run), Recording.of(run) as recording:
+        return train_locked(engine, run, resume, recording)
 
 
-def train_locked(engine: Any, run: Run, resume: str) -> TrainState:
+def train_locked(engine: Any, run: Run, resume: str, recording: Recording | None) -> TrainState:
     """`train` by one who holds `run_lock` already, from before the run's files were written."""
     with open_job(engine, run, resume) as job:
+        job.recording = recording
         run_steps(job)
         return job.state

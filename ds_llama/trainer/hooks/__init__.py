@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ds_llama.trainer.hooks.account import Account
 from ds_llama.trainer.hooks.base import Hook
 from ds_llama.trainer.hooks.export import Export
 from ds_llama.trainer.hooks.finite import StopOnNonFinite
@@ -12,6 +13,7 @@ from ds_llama.trainer.hooks.validate import Validate
 from ds_llama.trainer.hooks.watch import Watch
 
 __all__ = [
+    "Account",
     "CheckReplicas",
     "Export",
     "Hook",
@@ -26,4 +28,13 @@ __all__ = [
 
 def default_hooks() -> list[Hook]:
     """Measure before the row is written, write the row before the checkpoint that covers it."""
-    return [CheckReplicas(), StopOnNonFinite(), Validate(), Watch(), Track(), Save(), Export()]
+    return [
+        CheckReplicas(),
+        StopOnNonFinite(),
+        Validate(),
+        Watch(),
+        Track(),
+        Save(),
+        Account(),
+        Export(),
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from ds_llama.checkpoint import save
@@ -35,7 +36,8 @@ class Save(Hook):
 
 def _save(job: Job) -> None:
     settings, state = job.resolved.run.checkpoint, job.state
-    with job.meter.outside_step():
+    recording = job.recording.saving() if job.recording is not None else nullcontext()
+    with job.meter.outside_step(), recording:
         save.save(
             job.engine,
             job.checkpoints,

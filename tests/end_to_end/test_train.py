@@ -19,7 +19,7 @@ from tests.end_to_end.conftest import STEPS, Workspace
 @pytest.fixture(scope="module")
 def trained(workspace: Workspace) -> Path:
     """A run of two processes at stage 2 in bf16, to its end."""
-    workspace.run("train", workspace.write_run("trained"), "--nproc", "2")
+    workspace.run("train", workspace.write_run("trained"), "--nproc", "2", "--accounting")
     return workspace.folder / "runs" / "trained"
 
 
@@ -55,6 +55,25 @@ def test_checkpoints_are_committed(workspace: Workspace, trained: Path) -> None:
     ]
     assert found["latest"] == "step-00000006"
     workspace.run("checkpoint", "verify", "runs/trained")
+
+
+def test_the_first_steps_are_accounted(trained: Path) -> None:
+    """Two bytes a parameter for the weights, twelve shared by two ranks for the rest of Adam."""
+    account = json.loads((trained / "accounting.json").read_text())
+    assert (account["world_size"], account["steps"]) == (2, 3)
+    phases = {phase["name"]: phase for phase in account["phases"]}
+    assert list(phases) == ["construct", "initialise", "forward", "backward", "step", "save"]
+    assert [phase["name"] for phase in account["first_step"]] == ["forward", "backward", "step"]
+    weights = phases["construct"]["device"]["now"]["parameters"]
+    held = phases["step"]["device"]["now"]
+    assert held["parameters"] == weights
+    assert held["master"] == pytest.approx(2 * weights / 2, rel=0.01)
+    assert held["optimizer"] == pytest.approx(4 * weights / 2, rel=0.01)
+    for phase in phases.values():
+        assert phase["device"]["peak_bytes"] >= phase["device"]["now_bytes"] > 0
+        assert phase["host"]["peak_bytes"] == 0
+        assert phase["process"]["peak_rss_bytes"] > phase["device"]["peak_bytes"]
+        assert phase["process"]["device_peak_bytes"] is None
 
 
 def test_export_is_the_same_model_in_transformers(trained: Path) -> None:

@@ -57,7 +57,10 @@ class Hardware:
         nodes, one way, a device's share of the node's adapters; host_link_bytes_per_s: to the
         host, one way. host_memory_bytes_per_s and nvme_*_bytes_per_s are the node's, shared by
         its `devices_per_node`.
-    launch_s: time of one operation that does next to nothing.
+    launch_s: time of one operation that does next to nothing; collective_latency_s: of one
+        collective that carries next to nothing.
+    shared: the ranks of a node share one device, a CPU. measured: the figures are rates that were
+        reached, of which nothing is taken off.
     sources: where each figure is from. None means not known: what needs it is not predicted.
     """
 
@@ -77,6 +80,8 @@ class Hardware:
     nvme_write_bytes_per_s: float | None = None
     devices_per_node: int = 8
     launch_s: float | None = None
+    collective_latency_s: float | None = None
+    shared: bool = False
     measured: bool = False
 
     @property

@@ -51,6 +51,11 @@ class Assumptions:
 
 
 DEFAULT = Assumptions()
+# Of a measured profile, whose rates were reached; what is hidden stays as it is.
+_REACHED = Assumptions(
+    matmul=1.0, memory=1.0, host_link=1.0, host=1.0, link=1.0, network=1.0, attention=1.0,
+    attention_half_tokens=0.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,16 +99,19 @@ def step_time(
     gpus_per_node: int | None = None,
     fused: bool | None = None,
     repeated: float = 1.0,
-    assumptions: Assumptions = DEFAULT,
+    assumptions: Assumptions | None = None,
 ) -> StepTime | None:
     """The predicted time of one optimizer step; None where the hardware lacks a figure for it.
 
     gpus_per_node: ranks that share a host; the hardware's own number when None. fused: whether
     elementwise work is compiled; None asks the DeepSpeed JSON (`compile.deepcompile`). repeated:
     the share of the recomputed parts that runs again, for programs that keep some of its results.
+    assumptions: DEFAULT, or everything reached for a measured profile, when None.
     """
     if hardware is None:
         return None
+    if assumptions is None:
+        assumptions = _REACHED if hardware.measured else DEFAULT
     try:
         model = _Model(resolved, hardware, traffic, gpus_per_node, fused, assumptions)
         return model.step(repeated)
@@ -142,7 +150,8 @@ class _Model:
         self.fused = fused
         self.length = resolved.run.data.sequence_length
         self.element = element_bytes(resolved.dtype) or 4
-        self.peak = _known(hardware.peak_flops(resolved.dtype))
+        self.sharing = self.per_node if hardware.shared else 1
+        self.peak = _known(hardware.peak_flops(resolved.dtype)) / self.sharing
 
     def step(self, repeated: float) -> StepTime:
         passes = work.micro_batch(
@@ -203,7 +212,7 @@ class _Model:
     def compute(self, amount: work.Work) -> float:
         """Launching runs ahead of a GPU; what is slower counts. A CPU does both itself."""
         busy = self.matmul(amount) + self.attention(amount) + self.elementwise(amount)
-        if self.hardware.measured and self.hardware.key == "cpu":
+        if self.hardware.shared:
             return busy + self.launch(amount)
         return max(busy, self.launch(amount))
 
@@ -217,7 +226,7 @@ class _Model:
         return amount.attention_flops / (self.peak * share)
 
     def elementwise(self, amount: work.Work) -> float:
-        bandwidth = _known(self.hardware.memory_bytes_per_s)
+        bandwidth = _known(self.hardware.memory_bytes_per_s) / self.sharing
         return amount.memory_bytes / (bandwidth * self.assumed.memory)
 
     def launch(self, amount: work.Work) -> float:
@@ -236,12 +245,13 @@ class _Model:
             size * (2 if kind == "all_reduce" else 1)
             for kind, size in self.traffic.collectives.items()
         )
-        latency = self.traffic.calls * self.assumed.collective_latency_s
+        latency = self.hardware.collective_latency_s or self.assumed.collective_latency_s
+        latency *= self.traffic.calls
         return sent * (world - 1) / world / link + latency
 
     def exposed(self, busy: float, backward_s: float, compute_s: float) -> float:
-        """What of the collectives the step waits for."""
-        if not self.zero.get("overlap_comm"):
+        """What of the collectives the step waits for; a CPU carries them itself."""
+        if not self.zero.get("overlap_comm") or self.hardware.shared:
             return busy
         window = compute_s if self.resolved.stage == 3 else backward_s
         return max(busy - window, busy * self.assumed.unhidden)
@@ -258,6 +268,7 @@ class _Model:
         elements = self.resolved.model.num_parameters / world
         if self.resolved.offload_optimizer is None:
             bandwidth = _known(self.hardware.memory_bytes_per_s) * self.assumed.memory
+            bandwidth /= self.sharing
             return elements * (46 + 3 * self.element) / bandwidth
         bandwidth = _known(self.hardware.host_memory_bytes_per_s) * self.assumed.host
         return elements * self.per_node * (32 + self.element) / bandwidth

@@ -33,15 +33,15 @@ class Traffic:
     collectives: dict[str, int]
     calls: int
     theory: dict[str, int]
-    host_to_device_bytes: int = 0
-    device_to_host_bytes: int = 0
+    to_device_bytes: int = 0
+    to_host_bytes: int = 0
     nvme_read_bytes: int = 0
     nvme_write_bytes: int = 0
 
     @property
     def host_link_bytes(self) -> int:
         """Both ways together."""
-        return self.host_to_device_bytes + self.device_to_host_bytes
+        return self.to_device_bytes + self.to_host_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""

@@ -1,0 +1,62 @@
+"""`ds-llama plan --calibrate`: measure this machine for `ds-llama plan --hardware local`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ds_llama.errors import CallError
+
+
+def calibrate(out: Path | None = None, folder: Path | None = None) -> tuple[Path, dict[str, Any]]:
+    """Measure, write the profile, and return where it is and what it says; under a minute.
+
+    out: the file, the user's cache without one. folder: whose disk is measured, the working one
+    without one. Raises CallError where neither can be written.
+    """
+    from ds_llama.measure.calibrate import calibrate as measure
+    from ds_llama.planner.hardware import profile_path
+
+    target = profile_path() if out is None else out
+    where = Path() if folder is None else folder
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.touch()
+        profile = measure(where)
+        target.write_text(json.dumps(profile, indent=2) + "\n")
+    except OSError as error:
+        raise CallError(
+            f"the profile cannot be measured or written: {error.strerror}",
+            where=str(error.filename or target),
+            remedy="write it elsewhere with --out FILE, from a folder that can be written",
+        ) from None
+    return target, profile
+
+
+_UNITS = {
+    "memory_bytes_per_s": "memory, copying",
+    "host_memory_bytes_per_s": "host memory, AdamW",
+    "link_bytes_per_s": "between ranks, all-reduce",
+    "host_link_bytes_per_s": "host to device",
+    "nvme_read_bytes_per_s": "disk, reading",
+    "nvme_write_bytes_per_s": "disk, writing and syncing",
+}
+
+
+def text(target: Path, profile: dict[str, Any]) -> str:
+    """One line a figure."""
+    lines = [
+        f"  matmul in {name:16s} {value:10.3f} TFLOP/s"
+        for name, value in profile["tflops"].items()
+        if value is not None
+    ]
+    lines += [
+        f"  {words:26s} {profile[key] / 1e9:10.3f} GB/s"
+        for key, words in _UNITS.items()
+        if profile.get(key)
+    ]
+    lines.append(f"  {'one small operation':26s} {profile['launch_s'] * 1e6:10.1f} us")
+    source = profile["sources"]["tflops"]
+    use = "local" if "hardware.json" in target.name else str(target)
+    return "\n".join([source, *lines, f"wrote {target}; use it with --hardware {use}"])

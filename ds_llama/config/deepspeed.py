@@ -8,9 +8,7 @@ passes silently. Here none does.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
 
 from ds_llama.config import keys_tools as tools
@@ -18,14 +16,15 @@ from ds_llama.config import keys_training as training
 from ds_llama.config.base import shown
 from ds_llama.config.keys import Key, Section, flag, real, text, whole
 from ds_llama.config.keys_zero import NOWHERE, ZERO
-from ds_llama.config.problems import Problem, did_you_mean, nearest
-from ds_llama.config.removed import REMOVED
+from ds_llama.config.problems import Problem, moved_to, nearest
+from ds_llama.config.unknown import VERSION, unknown_key
 
 if TYPE_CHECKING:
     from ds_llama.config.model import LlamaConfig
     from ds_llama.config.run import Run
 
-VERSION = "0.19.8"
+__all__ = ["BATCH_KEYS", "FILLED", "SCHEMA", "VERSION", "Dialect", "check", "lookup"]
+
 Dialect = Literal["deepspeed", "huggingface", "run"]
 
 # Where "auto" is filled in: transformers integrations/deepspeed.py `trainer_config_process` and
@@ -169,7 +168,7 @@ def _section(section: Section, value: Any, path: str, dialect: Dialect) -> Itera
         known = section.keys.get(name)
         if known is None:
             if not section.free:
-                yield _unknown(name, key, section)
+                yield unknown_key(SCHEMA, section, name, key)
         else:
             if known.gone and inner is not None:
                 message = f"{name!r} is kept for old files only"
@@ -180,53 +179,13 @@ def _section(section: Section, value: Any, path: str, dialect: Dialect) -> Itera
                 yield from _value(known, inner, key, dialect)
 
 
-def newer_release() -> str | None:
-    """The installed DeepSpeed, where it is newer than the one that this schema was read from."""
-    try:
-        installed = metadata.version("deepspeed")
-    except metadata.PackageNotFoundError:
-        return None
-    return installed if _numbers(installed) > _numbers(VERSION) else None
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
-
-
-def _unknown(name: str, key: str, section: Section) -> Problem:
-    if key in REMOVED:
-        return Problem("removed-key", "error", key, *REMOVED[key])
-    if key == "optimizer.params.max_grad_norm":
-        message = "DeepSpeed stops at max_grad_norm among the optimizer's params"
-        return Problem("removed-key", "error", key, message, 'write "gradient_clipping"')
-    if section is training.OPTIMIZER or section is training.SCHEDULER:
-        message = f"{name!r} stands beside 'params', where DeepSpeed does not read it"
-        return Problem("beside-params", "error", key, message, "move it into 'params'")
-    known = [
-        known
-        for known, entry in section.keys.items()
-        if not entry.gone and not (isinstance(entry, Key) and entry.same_as)
-    ]
-    remedy = did_you_mean(name, known)
-    if (
-        section is SCHEMA
-        and name.startswith(("_", "//", "#"))
-        and not nearest(name, known, cutoff=0.85)
-    ):
-        message = f"{name!r} is taken for a comment, which DeepSpeed lets pass at the top level"
-        return Problem("comment-key", "warning", key, message, "keep comments in another file")
-    installed = newer_release()
-    if installed is not None:
-        message = f"unknown key {name!r}: ds_llama knows DeepSpeed {VERSION}, this is {installed}"
-        return Problem("newer-key", "warning", key, message, remedy)
-    return Problem("unknown-key", "error", key, f"unknown key {name!r}", remedy)
-
-
 def _meant(problem: Problem) -> str | None:
-    """The key that a misspelt one stood for: what it says is not known to be absent."""
+    """The key that a misspelt or misplaced one stood for: it is not known to be absent."""
     *parents, name = problem.key.split(".")
-    section = lookup(parents)
-    if problem.code != "unknown-key" or not isinstance(section, Section):
+    home, section = moved_to(problem), lookup(parents)
+    if problem.code == "misplaced-key" and home is not None:
+        return ".".join([*home, name])
+    if problem.code not in ("unknown-key", "newer-key") or not isinstance(section, Section):
         return None
     guess = nearest(name, section.keys)
     return ".".join([*parents, guess]) if guess else None

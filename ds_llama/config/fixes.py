@@ -21,14 +21,14 @@ from ds_llama.config.files import to_object
 from ds_llama.config.keys import Key
 from ds_llama.config.lint import Linter, Report
 from ds_llama.config.patch import Path as Keys
-from ds_llama.config.problems import Problem, guessed
+from ds_llama.config.problems import Problem, guessed, moved_to
 from ds_llama.errors import CallError
 
 # How alike two names are before one is taken for the other without asking (difflib's ratio).
-CERTAIN = 0.85
+CERTAIN = 0.8
 _PASSES = 50
 _LAST = "changed-default"
-_IDLE = re.compile("no-effect-.*|not-enabled|number-alone|legacy-stage-1|offload-without-device")
+_IDLE = re.compile("no-effect-.*|number-alone|legacy-stage-1")
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,14 @@ def _into_params(problem: Problem, text: str, tree: Any, keys: Keys | None) -> s
     return text if _has(tree, to) else patch.move(text, keys, to)
 
 
+def _to_its_place(problem: Problem, text: str, tree: Any, keys: Keys | None) -> str:
+    home = moved_to(problem)
+    if not keys or home is None:
+        return text
+    to = (*home, keys[-1])
+    return text if _has(tree, to) else patch.move(text, keys, to)
+
+
 def _same_twice(problem: Problem, text: str, tree: Any, keys: Keys | None) -> str:
     named = re.findall(r"keep '(\w+)'", problem.remedy)
     if not keys or not named or _value(tree, keys) != _value(tree, (*keys[:-1], named[0])):
@@ -234,6 +242,7 @@ _CHANGES: dict[str, Callable[[Problem, str, Any, Keys | None], str]] = {
     "removed-key": _drop,
     "deprecated-key": _new_name,
     "beside-params": _into_params,
+    "misplaced-key": _to_its_place,
     "two-spellings": _same_twice,
     "changed-default": _default,
     "wrong-type": _retype,

@@ -25,7 +25,6 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     readable: bool = True
     text: str = ""
-    content: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {"path": str(self.path), "problems": [p.to_dict() for p in self.problems]}
@@ -46,14 +45,18 @@ class Linter:
 
     def report(self, path: Path) -> Report:
         """What is wrong, idle, slow or surprising in one file."""
-        text = ""
         try:
             text = self.stdin() if str(path) == STDIN else read_text(path)
-            content = to_object(text, path)
-            return Report(path, self.problems(content, path), text=text, content=content)
         except CallError as error:
-            problem = _unreadable(path, error)
-            return Report(path, [problem], readable=False, text=text)
+            return Report(path, [_unreadable(path, error)], readable=False)
+        return self.report_of(text, path)
+
+    def report_of(self, text: str, path: Path) -> Report:
+        """`report` for the text of a file; `path` is what messages call it."""
+        try:
+            return Report(path, self.problems(to_object(text, path), path), text=text)
+        except CallError as error:
+            return Report(path, [_unreadable(path, error)], readable=False, text=text)
 
     def problems(self, content: Mapping[str, Any], path: Path) -> list[Problem]:
         """CallError: the run names a file that cannot be read."""

@@ -58,6 +58,12 @@ def guessed(problem: Problem) -> str | None:
     return found[1] if found else None
 
 
+def moved_to(problem: Problem) -> tuple[str, ...] | None:
+    """The section that a misplaced key belongs into, where there is only one."""
+    found = re.fullmatch(r"move it (?:into '([\w.]+)'|to the top level)", problem.remedy)
+    return None if not found else tuple(found[1].split(".")) if found[1] else ()
+
+
 def raise_errors(errors: list[ConfigError]) -> None:
     """Raise what was found, all at once; return when nothing was."""
     if errors:

@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from ds_llama.config.run import Run
 
 
+AUTO = "auto"
+
+
 class Unreadable(Exception):
-    """A rule asked for a value that the schema refused: it has nothing to say about this JSON."""
+    """A rule asked for a value that the schema refused, or that is not known yet: it has nothing to
+    say about this JSON."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,11 @@ class Context:
 
     @property
     def stage(self) -> int:
+        self._known("zero_optimization.stage")
         return int(self.get("zero_optimization.stage", 0))
 
     def enabled(self, section: str) -> bool:
+        self._known(f"{section}.enabled")
         return bool(self.get(f"{section}.enabled", False))
 
     @property
@@ -74,8 +80,16 @@ class Context:
 
     def offload(self, what: str) -> str | None:
         """Device of `offload_optimizer` or `offload_param`; None for "none"."""
+        self._known(f"zero_optimization.{what}.device")
         device = self.get(f"zero_optimization.{what}.device", "none")
         return None if device == "none" else str(device)
+
+    def _known(self, path: str) -> None:
+        """Unreadable where the Trainer will fill the value in, and only it knows with what."""
+        section, _, name = path.rpartition(".")
+        owner = self.get(section)
+        if self.dialect == "huggingface" and isinstance(owner, Mapping) and owner.get(name) == AUTO:
+            raise Unreadable(path)
 
     @property
     def unsaved(self) -> dict[str, str]:

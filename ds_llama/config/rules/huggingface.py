@@ -6,10 +6,10 @@ accelerator.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ds_llama.config.problems import Problem
-from ds_llama.config.rules import Context
+from ds_llama.config.rules import AUTO, Context
 
 _DIALECT = "huggingface"
 
@@ -43,11 +43,16 @@ def clipping(context: Context) -> Iterator[Problem]:
 
 def half_at_stage_0(context: Context) -> Iterator[Problem]:
     """The phantom step of `half-at-stage-0`, as soon as the Trainer is told --bf16 or --fp16."""
-    if context.dialect != _DIALECT or context.stage != 0 or context.half_precision:
+    if context.dialect != _DIALECT or context.stage != 0:
         return
-    for half in ("bf16", "fp16"):
-        section = context.get(half)
-        if isinstance(section, dict) and section.get("enabled") == "auto":
+    sections = {half: context.get(half) for half in ("bf16", "fp16")}
+    switches = {
+        half: section.get("enabled")
+        for half, section in sections.items()
+        if isinstance(section, Mapping)
+    }
+    for half, switch in switches.items():
+        if switch == AUTO and True not in switches.values():
             yield Problem(
                 "trainer-half-at-stage-0",
                 "warning",

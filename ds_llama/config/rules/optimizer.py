@@ -96,6 +96,38 @@ def scheduler_type(context: Context) -> Iterator[Problem]:
                 )
 
 
+def torch_scheduler(context: Context) -> Iterator[Problem]:
+    """runtime/engine.py:1893 gives it the wrapping optimizer, which is none to torch."""
+    kind = context.get("scheduler.type")
+    if kind not in TORCH_SCHEDULERS or kind in SCHEDULERS:
+        return
+    if context.stage > 0 or context.half_precision:
+        where = f"ZeRO stage {context.stage}" if context.stage else str(context.half_precision)
+        yield Problem(
+            "torch-scheduler",
+            "error",
+            "scheduler.type",
+            f'torch\'s {kind} stops under {where}: "DeepSpeedZeroOptimizer is not an Optimizer"',
+            f"take one of {', '.join(SCHEDULERS)}, or pass lr_scheduler to deepspeed.initialize",
+        )
+
+
+def schedule_without_rate(context: Context) -> Iterator[Problem]:
+    """runtime/lr_schedules.py:818; WarmupLR takes the optimizer's rate (:739)."""
+    rate = context.get("optimizer.params.lr")
+    decays = context.get("scheduler.type") == "WarmupDecayLR"
+    given = context.has("scheduler.params.warmup_max_lr")
+    if decays and not given and isinstance(rate, (int, float)) and rate != 1e-3:
+        yield Problem(
+            "schedule-without-rate",
+            "error",
+            "scheduler.params.warmup_max_lr",
+            f"WarmupDecayLR goes to warmup_max_lr, 0.001 where it is not given, and the "
+            f"optimizer's lr ({rate:g}) does nothing",
+            f'write "warmup_max_lr": {rate:g}',
+        )
+
+
 def _wanted(kind: str) -> str:
     return ", ".join(f'"{name}": …' for name in _REQUIRED.get(kind, ()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit.config.rule_words import BF16, CPU, NVME, RUN, fp16, offload, zero
+from tests.unit.config.rule_words import BF16, CPU, NVME, RUN, adam, fp16, offload, scheduler, zero
 
 HF = {"dialect": "huggingface"}
 FULL_SUMS = {"data_types": {"grad_accum_dtype": "fp32"}}
@@ -209,6 +209,34 @@ CASES = [
     ),
     # What the schema itself finds.
     ("unknown-key", "zero_optimisation", {"zero_optimisation": {}}, zero(0), {}),
+    (
+        "misplaced-key",
+        "offload_optimizer",
+        {**zero(2), "offload_optimizer": CPU},
+        offload(),
+        {},
+    ),
+    (
+        "misplaced-key",
+        "zero_optimization.aio",
+        zero(3, aio={"queue_depth": 16}),
+        {**zero(3), "aio": {"queue_depth": 16}},
+        {},
+    ),
+    (
+        "torch-scheduler",
+        "scheduler.type",
+        {**scheduler("CosineAnnealingLR", T_max=9), **zero(2)},
+        scheduler("CosineAnnealingLR", T_max=9),
+        {},
+    ),
+    (
+        "schedule-without-rate",
+        "scheduler.params.warmup_max_lr",
+        {**adam(lr=3e-4), **scheduler("WarmupDecayLR", total_num_steps=9)},
+        {**adam(lr=3e-4), **scheduler("WarmupDecayLR", total_num_steps=9, warmup_max_lr=3e-4)},
+        {},
+    ),
     ("comment-key", "_comment", {"_comment": "mine"}, {"dump_state": False}, {}),
     ("removed-key", "amp", {"amp": {"enabled": False}}, {**BF16, **zero(1)}, {}),
     (

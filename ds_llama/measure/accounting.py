@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.optim.optimizer import (
@@ -48,11 +48,26 @@ from ds_llama.measure.labels import Live
 from ds_llama.measure.ledger import TOTAL, Change, Ledger
 from ds_llama.measure.phases import CATEGORIES, Bytes, Phase
 
-__all__ = ["CATEGORIES", "Account", "Bytes", "Change", "Phase", "entered", "phase"]
+__all__ = ["CATEGORIES", "Account", "Bytes", "Change", "Observer", "Phase", "entered", "phase"]
 
 Holdings = Callable[[Any], Iterable[tuple[torch.Tensor, str]]]
 
+_DEVICE = torch.ops.prim.device.default
+_Known = tuple[bool, int | None, tuple["Observer", ...]]
+
 _ENTERED: ContextVar[Account | None] = ContextVar("account", default=None)
+
+
+class Observer(Protocol):
+    """Who else looks at operations: `measure.traffic`, `measure.flops`."""
+
+    def observes(self, func: Any) -> bool:
+        """Whether it wants to know of an operation at all; asked once."""
+        ...
+
+    def saw(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        """An operation has run."""
+        ...
 
 
 def entered() -> Account | None:
@@ -109,7 +124,8 @@ class Account(TorchDispatchMode):
         self._open: list[str] = []
         self._made_from = labels.OTHER
         self._owners: list[tuple[weakref.ref[Any], Holdings]] = []
-        self._known: dict[Any, tuple[bool, int | None]] = {}
+        self._observers: list[Observer] = []
+        self._known: dict[Any, _Known] = {}
         self._collecting = False
 
     # --- reading -------------------------------------------------------------------------------
@@ -161,6 +177,11 @@ class Account(TorchDispatchMode):
         """At every phase's end label what `holdings(owner)` yields, until the owner is gone."""
         self._owners.append((weakref.ref(owner), holdings))
 
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` of the operations that it `observes`: cheaper than a mode of its own."""
+        self._observers.append(observer)
+        self._known.clear()
+
     def __enter__(self) -> Account:
         self._collecting = gc.isenabled()
         self._collect()
@@ -198,8 +219,10 @@ class Account(TorchDispatchMode):
         if any(storages.is_wrapper(kind) for kind in types):
             # A DTensor's own handler runs next, and the plain operations inside come back here.
             return NotImplemented
+        if func is _DEVICE and not args[0].fake_mode.in_kernel_invocation:
+            return args[0].fake_device  # asked of fake tensors, several times an operation
         kwargs = kwargs or {}
-        mutates, category = self._known.get(func) or self._learn(func)
+        mutates, category, observers = self._known.get(func) or self._learn(func)
         see = self._see
         given = list(storages.tensors_in(args))
         given.extend(storages.tensors_in(kwargs))
@@ -221,12 +244,15 @@ class Account(TorchDispatchMode):
         if mutates:  # an operation may have resized its inputs, or given them another storage
             for tensor in given:
                 see(tensor)
+        for observer in observers:
+            observer.saw(func, args, kwargs, out)
         return out
 
-    def _learn(self, func: Any) -> tuple[bool, int | None]:
-        """Whether an operation changes what it is given, and what a collective's tensors are."""
+    def _learn(self, func: Any) -> _Known:
+        """Whether it changes what it is given, what a collective's tensors are, who is told."""
         category = labels.collective(func._opname) if func.namespace == "c10d" else None
-        known = self._known[func] = (func._schema.is_mutable, category)
+        told = tuple(observer for observer in self._observers if observer.observes(func))
+        known = self._known[func] = (func._schema.is_mutable, category, told)
         return known
 
     def _see(self, tensor: torch.Tensor) -> Live | None:

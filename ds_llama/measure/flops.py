@@ -79,17 +79,23 @@ class Flops(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func.namespace == "aten":
-            name = func._opname
-            if name in _FORWARD:
-                self._add(_attention_flops(func, args, kwargs))
-            elif name in _BACKWARD:
-                once = _attention_flops(func, args, kwargs)
-                self._add(2 * once)
-                self.recomputed += once // 2
-            elif (formula := flop_registry.get(func._overloadpacket)) is not None:
-                self._add(formula(*args, **kwargs, out_val=out))
+        if self.observes(func):
+            self.saw(func, args, kwargs, out)
         return out
+
+    def observes(self, func: Any) -> bool:
+        known = func._opname in _FORWARD | _BACKWARD or func._overloadpacket in flop_registry
+        return func.namespace == "aten" and known
+
+    def saw(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
+        if func._opname in _FORWARD:
+            self._add(_attention_flops(func, args, kwargs))
+        elif func._opname in _BACKWARD:
+            once = _attention_flops(func, args, kwargs)
+            self._add(2 * once)
+            self.recomputed += once // 2
+        else:
+            self._add(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
 
     def _add(self, flops: int) -> None:
         node = torch._C._current_autograd_node()

@@ -28,7 +28,8 @@ does it, with `swapped`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,8 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ds_llama.measure.accounting import Account
 
 # Where a call's payload stands in its arguments, by the names in its schema.
 _PAYLOAD = {
@@ -171,13 +174,28 @@ class Traffic(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if self.observes(func):
+            self.saw(func, args, kwargs, out)
+        return out
+
+    def observes(self, func: Any) -> bool:
+        return func.namespace in ("c10d", "_c10d_functional") or func in _COPIES
+
+    def saw(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         if func.namespace == "c10d":
             self._collective(func, args, kwargs)
         elif func.namespace == "_c10d_functional":
             self._functional(func, args, kwargs, out)
-        elif func in _COPIES:
+        else:
             self._copy(func, args, out)
-        return out
+
+    @contextmanager
+    def under(self, account: Account) -> Iterator[None]:
+        """Count what `account` sees instead of being a mode of its own."""
+        account.observe(self)
+        _entered.append(self)
+        yield
+        _entered.remove(self)
 
     def _collective(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         kind, name = _PAYLOAD.get(func._opname, (None, ""))

@@ -9,6 +9,7 @@ one of the package's errors.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -36,6 +37,8 @@ def serve(connection: Connection) -> None:
     from ds_llama.simulator import accelerator, session  # torch and DeepSpeed, once
 
     accelerator.register_device()
+    gc.collect()
+    gc.freeze()  # simulations collect at every phase, and need not look at all of torch
     life = os.pipe()
     children: dict[Connection, _Child] = {}
     while True:

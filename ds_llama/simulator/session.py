@@ -34,7 +34,8 @@ def simulate(request: Request) -> Simulation:
     world.join(request.rank, request.world_size)
     account = Account(request.device, history=request.film != "no", stacks=request.film == "stacks")
     traffic, flops = Traffic(), Flops()
-    with FakeTensorMode(allow_non_fake_inputs=True), account, traffic, flops:
+    account.observe(flops)
+    with FakeTensorMode(allow_non_fake_inputs=True), account, traffic.under(account):
         model = construct.build(resolved, fill=partial(_fill_blocks, seed=0))
         engine = register.initialize(model, resolved, resolved.deepspeed, traits_of(model))
         edges, begun = [], []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ds_llama.config.model import LlamaConfig
 from ds_llama.config.run import RecomputeConfig
@@ -91,8 +92,13 @@ _CONTAINERS = frozenset({"attention", "mlp"})
 
 def visits(model: LlamaConfig, recompute: RecomputeConfig | None) -> list[Visit]:
     """Modules in the order in which forward and backward come to them."""
-    head = ("embed" if model.tie_word_embeddings else "head",)
-    layers = range(model.num_hidden_layers)
+    return _visits(model.num_hidden_layers, model.tie_word_embeddings, recompute)
+
+
+@lru_cache(maxsize=32)
+def _visits(count: int, tied: bool, recompute: RecomputeConfig | None) -> list[Visit]:
+    head = ("embed" if tied else "head",)
+    layers = range(count)
     way = "forward"
     order = [Visit("llama", 0, way), Visit("model", 0, way), Visit("embed", 0, way, ("embed",))]
     for layer in layers:
@@ -154,6 +160,14 @@ def persistent(sizes: dict[str, int], limits: Limits) -> set[str]:
 
 def replay(order: Trace, sizes: dict[str, int], limits: Limits) -> Gathers:
     """Fetch, prefetch and release along a complete trace, persistent weights whole already."""
+    return _replay(tuple(order), tuple(sizes.items()), limits)
+
+
+@lru_cache(maxsize=32)
+def _replay(
+    order: tuple[Sequence[str], ...], named: tuple[tuple[str, int], ...], limits: Limits
+) -> Gathers:
+    sizes = dict(named)
     stays = persistent(sizes, limits)
     coordinator = _Coordinator(order, sizes, limits, stays)
     for step in range(len(order)):
@@ -173,6 +187,18 @@ def windows(
     """
     if ranks == 1:
         return [(0, 0)] * len(order)
+    return _windows(tuple(order), tuple(sizes.items()), limits, ranks)
+
+
+# A plan's strategies gather alike, whatever they offload: cached, they are played once.
+@lru_cache(maxsize=32)
+def _windows(
+    order: tuple[Sequence[str], ...],
+    named: tuple[tuple[str, int], ...],
+    limits: Limits,
+    ranks: int,
+) -> list[tuple[int, int]]:
+    sizes = dict(named)
     coordinator = _Coordinator(order, sizes, limits, persistent(sizes, limits), ranks)
     found = []
     for step in range(len(order)):

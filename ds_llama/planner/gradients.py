@@ -108,8 +108,15 @@ class FlatReducer(Reducer):
         self.whole = 0  # bytes of gradients that are held as the backward pass made them
         self.sums = 0
         self.own = set[str]()
-        for group in settings.groups:
+        self.share = max(shares(settings))
+        self.slices = dict[str, int]()  # ranks that have a part of a weight
+        for group, share in zip(settings.groups, shares(settings), strict=True):
             self.own |= {weight.name for weight in in_partition(group, settings.ranks)}
+            start = 0
+            for weight in group:
+                end = start + weight.elements
+                self.slices[weight.name] = (end - 1) // share - start // share + 1
+                start = end
 
     def begin(self, *, first: bool, boundary: bool) -> None:
         super().begin(first=first, boundary=boundary)
@@ -195,27 +202,15 @@ class FlatReducer(Reducer):
         settings = self.settings
         limit = min(self.elements, settings.bucket + -(-settings.largest // settings.ranks))
         joined = self.width * limit if settings.ranks > 1 and settings.zero["reduce_scatter"] else 0
-        if len(self.pending) == 1 and self._slices(self.pending[0]) == 1:
+        if len(self.pending) == 1 and self.slices[self.pending[0].name] == 1:
             joined = 0
         sent = settings.communication_width
         self.ledger.peek(_BUCKETS, joined + (sent * limit if sent != self.width else 0))
 
-    def _slices(self, weight: Weight) -> int:
-        """Ranks that have a part of a weight."""
-        group = self.settings.groups[weight.group]
-        share = padded(sum(w.elements for w in group), 2 * self.settings.ranks)
-        share //= self.settings.ranks
-        start = 0
-        for other in group:
-            if other.name == weight.name:
-                break
-            start += other.elements
-        return (start + weight.elements - 1) // share - start // share + 1
-
     def _copy(self, weight: Weight) -> None:
         """This rank's part of an averaged gradient to where the update finds it."""
         settings, ledger = self.settings, self.ledger
-        share = min(weight.elements, max(shares(settings)))
+        share = min(weight.elements, self.share)
         if settings.offloaded:
             if self.boundary:
                 ledger.peek(_OTHER, max(_NORM_WIDTH, 4 if self.width != 4 else 0) * share)

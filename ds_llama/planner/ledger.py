@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from ds_llama.planner.terms import PhaseMemory, Span, Terms
-
-_DEVICE, _HOST, _TOTAL = "device", "host", "total"
 
 
 class Ledger:
@@ -20,21 +17,36 @@ class Ledger:
 
     def __init__(self) -> None:
         self.phases: dict[str, PhaseMemory] = {}
-        self._now: dict[str, dict[str, int]] = {place: {} for place in (_DEVICE, _HOST)}
-        self._sums = {_DEVICE: 0, _HOST: 0, _TOTAL: 0}
-        self._peaks: dict[str, tuple[int, Terms]] = {}
-        self._begin()
+        self._device: dict[str, int] = {}
+        self._host: dict[str, int] = {}
+        self._device_sum = self._host_sum = 0
+        self._device_peak = self._host_peak = self._total_peak = 0
+        self._device_then: dict[str, int] = {}
+        self._host_then: dict[str, int] = {}
+        self._total_then: tuple[dict[str, int], dict[str, int]] = {}, {}
 
     def hold(self, category: str, size: int, *, host: bool = False) -> None:
         """`size` more bytes of `category`."""
-        if size:
-            place = _HOST if host else _DEVICE
-            self._add(place, category, size)
-            self._look(place)
+        if not size:
+            return
+        self.free(category, -size, host=host)
+        if host:
+            if self._host_sum > self._host_peak:
+                self._host_peak, self._host_then = self._host_sum, dict(self._host)
+        elif self._device_sum > self._device_peak:
+            self._device_peak, self._device_then = self._device_sum, dict(self._device)
+        if self._device_sum + self._host_sum > self._total_peak:
+            self._total_peak = self._device_sum + self._host_sum
+            self._total_then = dict(self._device), dict(self._host)
 
     def free(self, category: str, size: int, *, host: bool = False) -> None:
         """`size` bytes less of `category`."""
-        self._add(_HOST if host else _DEVICE, category, -size)
+        if host:
+            self._host[category] = self._host.get(category, 0) - size
+            self._host_sum -= size
+        else:
+            self._device[category] = self._device.get(category, 0) - size
+            self._device_sum -= size
 
     def peek(self, category: str, size: int, *, host: bool = False) -> None:
         """Held and freed at once: what an operation needs while it runs."""
@@ -50,7 +62,7 @@ class Ledger:
 
     def now(self, *, host: bool = False) -> Terms:
         """What is held at this moment."""
-        return _terms(self._now[_HOST if host else _DEVICE])
+        return Terms(**(self._host if host else self._device))
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -58,37 +70,23 @@ class Ledger:
         self._begin()
         yield
         device, host = self.now(), self.now(host=True)
-        ends = {_DEVICE: device, _HOST: host, _TOTAL: device + host}
+        both = [Terms(**then) for then in self._total_then]
+        spans = {
+            "device": Span(device, Terms(**self._device_then)),
+            "host": Span(host, Terms(**self._host_then)),
+            "total": Span(device + host, both[0] + both[1]),
+        }
         before = self.phases.get(name)
-        spans = {}
-        for place, end in ends.items():
-            peak = self._peaks[place][1]
-            if before is not None:
-                peak = max(peak, getattr(before, place).peak, key=lambda terms: terms.total)
-            spans[place] = Span(end, peak)
+        if before is not None:
+            for place, span in spans.items():
+                peaks = (getattr(before, place).peak, span.peak)
+                spans[place] = Span(span.now, max(peaks, key=lambda terms: terms.total))
         self.phases[name] = PhaseMemory(name, **spans)
 
-    def _add(self, place: str, category: str, size: int) -> None:
-        entries = self._now[place]
-        entries[category] = entries.get(category, 0) + size
-        self._sums[place] += size
-        self._sums[_TOTAL] += size
-
-    def _look(self, place: str) -> None:
-        for key in (place, _TOTAL):
-            if self._sums[key] > self._peaks[key][0]:
-                self._record(key)
-
-    def _record(self, key: str) -> None:
-        if key == _TOTAL:
-            self._peaks[key] = (self._sums[key], self.now() + self.now(host=True))
-        else:
-            self._peaks[key] = (self._sums[key], _terms(self._now[key]))
-
     def _begin(self) -> None:
-        for key in (_DEVICE, _HOST, _TOTAL):
-            self._record(key)
-
-
-def _terms(entries: dict[str, Any]) -> Terms:
-    return Terms(**entries)
+        """Peaks start at what is held now. They are copies of dicts: this is called for each
+        tensor of each module, and a Terms would take most of a plan's time."""
+        self._device_peak, self._device_then = self._device_sum, dict(self._device)
+        self._host_peak, self._host_then = self._host_sum, dict(self._host)
+        self._total_peak = self._device_sum + self._host_sum
+        self._total_then = dict(self._device), dict(self._host)

@@ -40,6 +40,8 @@ class Walk:
         self.weights = {weight.name: weight for weight in settings.weights}
         self.tied = settings.model.tie_word_embeddings
         self.gathered = 0
+        kinds = {(visit.kind, visit.way) for visit in order}
+        self.steps = {(kind, way): self._step(kind, way) for kind, way in kinds}
         self.split = next(i for i, visit in enumerate(order) if visit.way != "forward")
 
     # --- the two passes --------------------------------------------------------------------------
@@ -60,17 +62,20 @@ class Walk:
         visit = self.order[place]
         during, after = self.windows[place] if self.windows is not None else (0, 0)
         self._gathered(during)
-        backward = visit.way == "backward"
-        kind = f"{visit.kind}_backward" if backward else visit.kind
-        step: Callable[[Visit], None] | None = getattr(self, f"_{kind}", None)
+        step = self.steps[visit.kind, visit.way]
         if step is not None:
             step(visit)
         self._gathered(after)
 
+    def _step(self, kind: str, way: str) -> Callable[[Visit], None] | None:
+        step: Callable[[Visit], None] | None
+        step = getattr(self, f"_{kind}_backward" if way == "backward" else f"_{kind}", None)
+        return step
+
     def _gathered(self, size: int) -> None:
         if size > self.gathered:
             self.ledger.hold(_PARAMETERS, size - self.gathered)
-        else:
+        elif size < self.gathered:
             self.ledger.free(_PARAMETERS, self.gathered - size)
         self.gathered = size
 

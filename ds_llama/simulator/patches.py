@@ -15,11 +15,12 @@ from deepspeed.runtime.zero import (
     parameter_offload,
     partition_parameters,
     partitioned_param_coordinator,
+    stage3,
 )
 from torch import nn
 from torch._subclasses import fake_impls
 
-from ds_llama.simulator import accelerator, attention, standins
+from ds_llama.simulator import accelerator, attention, sharding, standins
 
 aten = torch.ops.aten
 
@@ -33,6 +34,7 @@ def apply(device: str) -> None:
     _forget_streams()
     _attend_as_on_cuda()
     _load_stand_ins()
+    _gather_without_views()
     if device == "sim":
         set_accelerator(accelerator.SimAccelerator())
 
@@ -114,6 +116,12 @@ def _attend_as_on_cuda() -> None:
 
 
 # --- DeepSpeed -------------------------------------------------------------------------------
+
+
+def _gather_without_views() -> None:
+    """A view for every rank and parameter, which takes hours on a thousand ranks (`sharding`)."""
+    partition_parameters.AllGatherCoalescedHandle.wait = sharding.wait
+    stage3.reduce_scatter_coalesced = sharding.reduce_scatter_coalesced
 
 
 def _load_stand_ins() -> None:

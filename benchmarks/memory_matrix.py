@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
@@ -25,11 +25,12 @@ from typing import Any
 
 from ds_llama.config.resolve import versions
 from ds_llama.selftest.cells import OFFLOADS, STAGES, Cell
+from ds_llama.selftest.memory import PARTS, differences, measure, memory_run
 from ds_llama.simulator.process import Simulator
 from ds_llama.simulator.result import Request, Simulation
 
 RESULT = Path(__file__).parent / "results" / "memory_matrix.json"
-PARTS = ("phases", "first_step")
+BOUND = 0.005
 Row = dict[str, Any]
 
 
@@ -53,7 +54,6 @@ def measure_all(folder: Path, patterns: Sequence[str]) -> None:
     from deepspeed.accelerator import get_accelerator
 
     from ds_llama.selftest.compare import remember_processor
-    from ds_llama.selftest.memory import measure, memory_run
     from ds_llama.zero import world
 
     torch.set_num_threads(1)
@@ -65,8 +65,7 @@ def measure_all(folder: Path, patterns: Sequence[str]) -> None:
             gc.collect()
             gc.freeze()
             found = measure(memory_run(cell, folder / cell.name, world.world_size()))
-            named = {key: [phase.to_dict() for phase in found[key]] for key in PARTS}
-            print(json.dumps({"cell": cell.name, **named}), file=out, flush=True)
+            print(json.dumps({"cell": cell.name, **found}), file=out, flush=True)
             torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -109,8 +108,6 @@ def _row(world: int, ranks: list[Row]) -> Row:
 
 def simulate_into(rows: list[Row], jobs: int) -> None:
     """Add what the simulator says of rank 0 to every row, or why it could not."""
-    from ds_llama.selftest.memory import memory_run
-
     requests = []
     for row in rows:
         cell = next(c for c in cells([]) if c.name == row["cell"])
@@ -125,33 +122,29 @@ def simulate_into(rows: list[Row], jobs: int) -> None:
                 row["simulated"] = {key: found[key] for key in PARTS}
 
 
-def differences(row: Row) -> Iterator[tuple[str, str, float, int]]:
-    """Phase, "now" or "peak", simulated over measured less 1, and the difference in bytes."""
-    for key in PARTS:
-        pairs = zip(row["measured"][key], row["simulated"][key], strict=True)
-        for real, fake in pairs:
-            name = ("first " if key == "first_step" else "") + real["name"]
-            for what in ("now", "peak"):
-                mine, other = (p["total"][f"{what}_bytes"] for p in (real, fake))
-                yield name, what, other / mine - 1, other - mine
-
-
 def report(rows: list[Row]) -> str:
     """A line a phase: worst and median difference; then the cells beyond 0.5 %."""
     found: dict[tuple[str, str], list[float]] = {}
     beyond, whole = [], [row for row in rows if row.get("simulated")]
     for row in whole:
-        for name, what, share, size in differences(row):
-            found.setdefault((name, what), []).append(abs(share))
-            if abs(share) > 0.005:
-                where = f"{row['cell']} world {row['world_size']} {name} {what}"
-                beyond.append(f"{share:+8.3%} {size:+10d} B  {where}")
+        for gap in differences(row["measured"], row["simulated"]):
+            found.setdefault((gap.phase, gap.what), []).append(abs(gap.share))
+            if abs(gap.share) > BOUND:
+                where = f"{row['cell']} world {row['world_size']} {gap.phase} {gap.what}"
+                size = gap.simulated_bytes - gap.measured_bytes
+                beyond.append(f"{gap.share:+8.3%} {size:+10d} B  {where}")
     lines = [f"{'phase':18} {'':4} {'worst':>9} {'median':>9}   of {len(whole)} cells"]
     for (name, what), shares in found.items():
         lines.append(f"{name:18} {what:4} {max(shares):9.4%} {statistics.median(shares):9.4%}")
     failed = [f"{row['cell']} world {row['world_size']}: {row['error']}" for row in rows]
     lines += [*beyond, *(line for line, row in zip(failed, rows, strict=True) if row.get("error"))]
     return "\n".join(lines)
+
+
+def save(rows: list[Row], path: Path) -> None:
+    """A row a line, so that a change of a cell is a change of a line."""
+    head = json.dumps({"versions": versions(), "rows": []})[:-2]
+    path.write_text(head + "\n" + ",\n".join(map(json.dumps, rows)) + "\n]}\n")
 
 
 def main() -> None:
@@ -172,9 +165,10 @@ def main() -> None:
         rows = [row for row in rows if row["cell"] in wanted]
     else:
         rows = [row for w in chosen.worlds.split(",") for row in measured(int(w), chosen.only)]
+    save(rows, chosen.out)  # what was measured is kept whatever happens to the simulations
     simulate_into(rows, chosen.jobs)
+    save(rows, chosen.out)
     print(report(rows))
-    chosen.out.write_text(json.dumps({"versions": versions(), "rows": rows}) + "\n")
 
 
 if __name__ == "__main__":

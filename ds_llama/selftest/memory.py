@@ -8,13 +8,15 @@ hundred bytes (a flag, a counter) does not look like one of a part.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ds_llama.config.run import Run
-from ds_llama.measure.accounting import Account, Phase
+from ds_llama.measure.accounting import Account
 from ds_llama.measure.phases import merged
 from ds_llama.model.traits import traits_of
 from ds_llama.selftest.cells import Cell
@@ -23,6 +25,7 @@ from ds_llama.zero import construct, register, world
 from ds_llama.zero import engine as engines
 from ds_llama.zero.step import Batch, take_step
 
+PARTS = ("phases", "first_step")
 STEPS, MICRO, TOKENS = 2, 1, 128
 MODEL = {
     "vocab_size": 2048,
@@ -53,8 +56,34 @@ def memory_run(cell: Cell, folder: Path, world_size: int, **keys: Any) -> Run:
     )
 
 
-def measure(run: Run) -> dict[str, list[Phase]]:
-    """`phases` and `first_step` as a Simulation has them, of this rank; collective."""
+@dataclass(frozen=True)
+class Difference:
+    """Bytes in total at one phase's end ("now") or peak, measured and simulated."""
+
+    phase: str
+    what: str
+    measured_bytes: int
+    simulated_bytes: int
+
+    @property
+    def share(self) -> float:
+        """0.01 where the simulation has 1 % more."""
+        return self.simulated_bytes / self.measured_bytes - 1
+
+
+def differences(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> Iterator[Difference]:
+    """Both as dicts of `phases` and `first_step`, as a Simulation's `to_dict` has them."""
+    for part in PARTS:
+        for real, fake in zip(measured[part], simulated[part], strict=True):
+            assert real["name"] == fake["name"], (real["name"], fake["name"])
+            name = ("first " if part == "first_step" else "") + real["name"]
+            for what in ("now", "peak"):
+                sizes = (phase["total"][f"{what}_bytes"] for phase in (real, fake))
+                yield Difference(name, what, *sizes)
+
+
+def measure(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """`phases` and `first_step` as a Simulation's `to_dict` has them; this rank's; collective."""
     world.join()
     resolved = register.resolve_here(run)
     account = Account(world.device().type)
@@ -70,9 +99,10 @@ def measure(run: Run) -> dict[str, list[Phase]]:
     del engine
     gc.collect()  # hooks and modules hold each other
     phases = account.phases
+    found = ([*phases[: edges[0]], *phases[edges[-1] :]], phases[edges[0] : edges[1]])
     return {
-        "phases": merged([*phases[: edges[0]], *phases[edges[-1] :]]),
-        "first_step": merged(phases[edges[0] : edges[1]]),
+        part: [phase.to_dict() for phase in merged(those)]
+        for part, those in zip(PARTS, found, strict=True)
     }
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from ds_llama.config.resolve import versions
 from ds_llama.selftest.cells import OFFLOADS, STAGES, Cell
-from ds_llama.selftest.memory import PARTS, differences, measure, memory_run
+from ds_llama.selftest.memory import PARTS, Difference, differences, measure, memory_run
 from ds_llama.simulator.process import Simulator
 from ds_llama.simulator.result import Request, Simulation
 
@@ -108,18 +108,28 @@ def _row(world: int, ranks: list[Row]) -> Row:
 
 def simulate_into(rows: list[Row], jobs: int) -> None:
     """Add what the simulator says of rank 0 to every row, or why it could not."""
-    requests = []
-    for row in rows:
-        cell = next(c for c in cells([]) if c.name == row["cell"])
-        folder = Path(tempfile.gettempdir()) / "ds-llama-memory-simulated" / cell.name
-        run = memory_run(cell, folder, row["world_size"])
-        requests.append(Request(run, row["world_size"], device="cpu"))
     with Simulator() as simulator:
-        for row, outcome in zip(rows, simulator.outcomes(requests, jobs), strict=True):
-            row["error"] = None if isinstance(outcome, Simulation) else str(outcome)
-            if isinstance(outcome, Simulation):
-                found = outcome.to_dict()
-                row["simulated"] = {key: found[key] for key in PARTS}
+        for start in range(0, len(rows), jobs):
+            some = rows[start : start + jobs]
+            for row, outcome in zip(some, simulator.outcomes(_requests(some), jobs), strict=True):
+                row["error"] = None if isinstance(outcome, Simulation) else str(outcome)
+                if isinstance(outcome, Simulation):
+                    found = outcome.to_dict()
+                    row["simulated"] = {key: found[key] for key in PARTS}
+                worst = max((abs(gap.share) for gap in _gaps(row)), default=float("nan"))
+                print(f"{worst:9.4%}  {row['cell']} world {row['world_size']}", flush=True)
+
+
+def _requests(rows: list[Row]) -> list[Request]:
+    folder = Path(tempfile.gettempdir()) / "ds-llama-memory-simulated"
+    named = {cell.name: cell for cell in cells([])}
+    runs = [memory_run(named[r["cell"]], folder / r["cell"], r["world_size"]) for r in rows]
+    pairs = zip(runs, rows, strict=True)
+    return [Request(run, row["world_size"], device="cpu") for run, row in pairs]
+
+
+def _gaps(row: Row) -> list[Difference]:
+    return list(differences(row["measured"], row["simulated"])) if row.get("simulated") else []
 
 
 def report(rows: list[Row]) -> str:
@@ -127,7 +137,7 @@ def report(rows: list[Row]) -> str:
     found: dict[tuple[str, str], list[float]] = {}
     beyond, whole = [], [row for row in rows if row.get("simulated")]
     for row in whole:
-        for gap in differences(row["measured"], row["simulated"]):
+        for gap in _gaps(row):
             found.setdefault((gap.phase, gap.what), []).append(abs(gap.share))
             if abs(gap.share) > BOUND:
                 where = f"{row['cell']} world {row['world_size']} {gap.phase} {gap.what}"

@@ -33,7 +33,9 @@ def attention(
     """`torch.nn.functional.scaled_dot_product_attention` for tensors of any device."""
     grouped = query.shape[1] != key.shape[1]
     if query.device.type != "sim" or (grouped and not enable_gqa):
-        return _real(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
+        return _real(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if torch.is_autocast_enabled("sim"):
         dtype = torch.get_autocast_dtype("sim")
         query, key, value = (tensor.to(dtype) for tensor in (query, key, value))

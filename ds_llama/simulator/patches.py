@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from deepspeed.accelerator import set_accelerator
+from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.ops.op_builder.builder import OpBuilder
 from deepspeed.runtime.zero import (
     parameter_offload,
@@ -37,6 +37,8 @@ def apply(device: str) -> None:
     _gather_without_views()
     if device == "sim":
         set_accelerator(accelerator.SimAccelerator())
+    else:
+        _allow_fp16()
 
 
 # --- torch -----------------------------------------------------------------------------------
@@ -127,6 +129,11 @@ def _gather_without_views() -> None:
 def _load_stand_ins() -> None:
     """Compiled ops crash the process when they are given fake tensors; none is compiled here."""
     OpBuilder.load = standins.load
+
+
+def _allow_fp16() -> None:
+    """DeepSpeed refuses fp16 where oneDNN has no fast kernels for it; here nothing is computed."""
+    get_accelerator().is_fp16_supported = lambda: True  # type: ignore[method-assign]
 
 
 def _believe_that_ranks_agree() -> None:

@@ -1,0 +1,49 @@
+"""Predicted against published throughput: bounds as they were seen; rows that say where from."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import statistics
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def published() -> ModuleType:
+    path = ROOT / "benchmarks" / "published_error.py"
+    spec = importlib.util.spec_from_file_location("published_error", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["published_error"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rows_say_what_they_are_and_where_they_are_from() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "published.json").read_text())["rows"]
+    assert len({row["name"] for row in rows}) == len(rows)
+    for row in rows:
+        assert row["source"].startswith("https://")
+        assert row["kind"] in ("fsdp", "3d", "fp8")
+        assert row["differs"]
+    assert {380, 5762, 5605} <= {row.get("tokens_per_s_per_gpu") for row in rows}
+
+
+def test_errors_stay_within_what_was_seen(published: ModuleType) -> None:
+    compared = published.compare(json.loads(published.ROWS.read_text())["rows"])
+    for half in ("fit", "held out"):
+        found = published.errors(compared, half)
+        assert len(found) == 32
+        assert statistics.median(found) < 0.055, half
+        assert max(found) < 0.22, half
+    named = {row.name: row.error for row in compared}
+    assert abs(named["LLaMA-65B on 2048 A100"]) < 0.15
+    assert abs(named["Llama-3.1-8B FSDP2 on 8 H100"]) < 0.1
+    assert abs(named["Llama-3.1-8B FSDP2 on 128 H100"]) < 0.1

@@ -1,7 +1,16 @@
 """Bytes that one rank moves in one optimizer step: collectives, host link, NVMe.
 
-A collective counts the bytes of its whole tensor: what an all-gather gives, what a reduce-scatter
-is given. A ring moves (N - 1) / N of that over every rank's link, an all-reduce twice as much.
+A collective counts the bytes of its whole tensor, as `measure.traffic` does: what an all-gather
+gives, what a reduce-scatter is given. A ring moves (N - 1) / N of that over every rank's link, an
+all-reduce twice as much. What DeepSpeed 0.19.8 really does, against the paper's count (`theory`):
+
+    stages 1, 2   gradients are all-reduced in buckets, by every rank for all of them, unless
+                  use_multi_rank_bucket_allreduce is false: stage 1 once a step, stage 2 every
+                  micro-batch; then one all-gather of the new weights
+    stage 3       a reduce-scatter every micro-batch, and the all-gathers that replaying its
+                  coordinator gives (`gathers.py`): one, two or three times the weights
+
+hpZ and ZeRO++'s quantisation move less than this says, which counts plain stage 3.
 """
 
 from __future__ import annotations
@@ -84,11 +93,13 @@ def _flat(resolved: Resolved) -> Traffic:
             collectives = {"reduce": rounds * total * sent, "all_gather": padded * size}
     bucket = max(1, int(zero.get("reduce_bucket_size", 25_000_000 // size)))
     calls = rounds * math.ceil(total / bucket) + (2 if resolved.stage else 0)
-    down = up = read = write = 0
+    down, up = 0, _tokens(resolved)
     if resolved.offload_optimizer is not None:
-        share = padded // world
-        down, up = resolved.accumulation_steps * share * size, share * size
-    return Traffic(collectives, calls, theory, up, down, read, write)
+        share, steps = padded // world, resolved.accumulation_steps
+        down, up = 4 * share, up + share * size
+        if steps > 1 and not _compact(resolved):
+            down, up = down + steps * share * size, up + (steps - 1) * share * size
+    return Traffic(collectives, calls, theory, up, down)
 
 
 def _stage3(resolved: Resolved) -> Traffic:
@@ -107,19 +118,39 @@ def _stage3(resolved: Resolved) -> Traffic:
     }
     theory = {"all_gather": rounds * 2 * total * size, "reduce_scatter": rounds * total * sent}
     bucket = max(1, int(zero["reduce_bucket_size"]))
-    calls = rounds * (found.calls + math.ceil(total / bucket)) + 1
-    down = up = read = write = 0
+    # After the step each weight that persists is gathered by itself (stage3.py:2841).
+    stays = len(gathers.persistent(sizes, limits(zero)))
+    calls = rounds * (found.calls + math.ceil(total / bucket)) + stays
+    gathered = (rounds * found.elements + found.persistent_elements) // world * size
+    down, up, read, write = 0, _tokens(resolved), 0, 0
     if resolved.offload_optimizer is not None:
-        down += rounds * held * size
+        added = element_bytes(resolved.deepspeed.get("data_types", {}).get("grad_accum_dtype"))
+        # Each micro-batch's gradients go down and come back to be measured (stage3.py:2025).
+        down += held * (rounds * (added or size) + 4)
+        up += held * rounds * (added or size)
+    if resolved.offload_param is not None:
+        up += gathered
+    elif resolved.offload_optimizer is not None:
         up += held * size
     if resolved.offload_optimizer == "nvme":
         read, write = 12 * held, 12 * held
-    if resolved.offload_param is not None:
-        up += rounds * found.elements // world * size
     if resolved.offload_param == "nvme":
-        read += rounds * found.elements // world * size
+        read += gathered
         write += held * size
     return Traffic(collectives, calls, theory, up, down, read, write)
+
+
+def _tokens(resolved: Resolved) -> int:
+    """Bytes of input ids and labels, which are int64, on their way to the device."""
+    rows = resolved.micro_batch_size * resolved.accumulation_steps
+    return 2 * 8 * rows * resolved.run.data.sequence_length
+
+
+def _compact(resolved: Resolved) -> bool:
+    """Whether a rank adds up its own part of the gradients on the device, in fp32, at stages 1 and
+    2 (stage_1_and_2.py:1259); else each micro-batch's go to the host and back."""
+    chosen = resolved.deepspeed.get("data_types", {}).get("grad_accum_dtype")
+    return resolved.dtype != "float32" and element_bytes(chosen) == 4
 
 
 def _padded(elements: int, ranks: int) -> int:

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from ds_llama.errors import CallError
+
 
 class Largest(str, Enum):
     """What `--max` finds the largest of."""
@@ -19,7 +21,9 @@ class Largest(str, Enum):
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run's JSON file.", show_default=False)],
+    run: Annotated[
+        Path | None, typer.Argument(help="The run's JSON file.", show_default=False)
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -56,8 +60,21 @@ def command(
         bool, typer.Option("--all", help="Recomputation where a strategy fits without, too.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this machine, for --hardware local.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Where --calibrate writes instead.")] = None,
 ) -> None:
     """What each ZeRO strategy costs, what fits, which to take and why, in closed form."""
+    if calibrate:
+        _calibrate(out, as_json)
+        return
+    if run is None or out is not None:
+        raise CallError(
+            "plan which run?" if run is None else "--out says where --calibrate writes",
+            where="RUN.json" if run is None else "--out",
+            remedy="give a run's JSON file, or --calibrate without one",
+        )
     from ds_llama.planner.advise import plan
 
     made = plan(
@@ -84,3 +101,10 @@ def command(
     print(text(made, shutil.get_terminal_size().columns, every=every))
     if write is not None:
         print(f"wrote {write}: {strategy or made.recommended}")
+
+
+def _calibrate(out: Path | None, as_json: bool) -> None:
+    from ds_llama.cli.calibrate import calibrate, text
+
+    target, profile = calibrate(out)
+    print(json.dumps(profile, indent=2) if as_json else text(target, profile))

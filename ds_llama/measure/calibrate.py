@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 _BUDGET_S = 1.0  # of one figure
+_FILE_BYTES = 2**27
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -121,8 +122,9 @@ def adam_bandwidth(elements: int = 2**23) -> float:
     return 28.0 * elements / _least(optimizer.step, torch.device("cpu"))
 
 
-def disk(folder: Path, size: int = 2**27) -> tuple[float, float]:
+def disk(folder: Path) -> tuple[float, float]:
     """Bytes/s of reading and of writing (synced) one file in `folder`, which is then removed."""
+    size = _FILE_BYTES
     data = os.urandom(2**20) * (size // 2**20)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         start = time.perf_counter()

@@ -167,7 +167,9 @@ def read_profile(path: Path) -> Hardware:
     remedy = "measure this machine: ds-llama plan --calibrate"
     try:
         content: Any = json.loads(path.read_text())
-        return Hardware(**{**content, "pattern": "", "measured": True})
+        found = Hardware(**{**content, "pattern": "", "measured": True})
+        _check_figures(found)
+        return found
     except OSError as error:
         raise CallError(
             f"no hardware profile there: {error.strerror}", where=str(path), remedy=remedy
@@ -176,6 +178,23 @@ def read_profile(path: Path) -> Hardware:
         raise CallError(
             f"the file is not a hardware profile: {error}", where=str(path), remedy=remedy
         ) from None
+
+
+_KINDS = {"key": str, "pattern": str, "tflops": dict, "sources": dict}
+
+
+def _check_figures(found: Hardware) -> None:
+    """Raises ValueError for what is no figure: nobody has looked at the file since it was made."""
+    values = vars(found)
+    for name, kind in _KINDS.items():
+        if not isinstance(values[name], kind):
+            raise ValueError(f"{name} is {values[name]!r}")
+    if not isinstance(found.sources.get("tflops"), str):
+        raise ValueError("sources do not say where tflops is from")
+    figures = {name: value for name, value in values.items() if name not in _KINDS}
+    for name, value in {**figures, **found.tflops}.items():
+        if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1e30):
+            raise ValueError(f"{name} is {value!r}")
 
 
 _RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)([bB])(?:/s|ps)\s*")

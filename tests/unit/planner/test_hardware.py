@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -121,3 +123,77 @@ def test_any_text_is_safe(name: str) -> None:
 def test_imports_no_torch() -> None:
     code = "import sys, ds_llama.planner.hardware; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_figure_has_a_source() -> None:
+    for row in hardware.table():
+        for name in ("matmul_fraction", "attention_fraction", "memory_bytes"):
+            assert (getattr(row, name) is None) == (name not in row.sources), (row.key, name)
+        for name in row.__dataclass_fields__:
+            if name.endswith("bytes_per_s"):
+                assert (getattr(row, name) is None) == (name not in row.sources), (row.key, name)
+
+
+@pytest.mark.parametrize(
+    ("short", "key"), [("a100", "a100-sxm-80gb"), ("V100", "v100-sxm-32gb"), (" h200", "h200-sxm")]
+)
+def test_short_names(short: str, key: str) -> None:
+    assert hardware.find(short).key == key
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("400Gb/s", 50e9), ("50GB/s", 50e9), ("100 Gbps", 12.5e9), (5e9, 5e9)]
+)
+def test_rates_in_bits_and_bytes(text: str | float, rate: float) -> None:
+    assert hardware.parse_rate(text) == rate
+    found = hardware.find("h100").with_internode(text)
+    assert found.internode_bytes_per_s == rate
+    assert found.sources["internode_bytes_per_s"] == "given"
+
+
+@pytest.mark.parametrize("text", ["fast", "400", "0Gb/s", "-1Gb/s", "400Gb", "1e3GB/s", ""])
+def test_what_is_no_rate(text: str) -> None:
+    with pytest.raises(CallError) as caught:
+        hardware.parse_rate(text)
+    assert caught.value.what == f"{text!r} is not a transfer rate"
+    assert caught.value.where == "--internode"
+    assert caught.value.remedy == "write bits as in 400Gb/s, or bytes as in 50GB/s"
+
+
+PROFILE = {"key": "cpu", "tflops": {"float32": 0.1}, "sources": {"tflops": "measured"}}
+
+
+def test_a_measured_profile_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ds_llama" / "hardware.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(PROFILE))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("local", str(path)):
+        found = hardware.find(name)
+        assert found.measured
+        assert found.peak_flops("fp32") == pytest.approx(1e11)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "no hardware profile there: No such file or directory"),
+        ("{", "the file is not a hardware profile: Expecting property name"),
+        ("[]", "the file is not a hardware profile: "),
+        ('{"key": "cpu"}', "the file is not a hardware profile: "),
+        (json.dumps({**PROFILE, "speed": 1}), "the file is not a hardware profile: "),
+        (json.dumps({**PROFILE, "tflops": 1}), "the file is not a hardware profile: "),
+        (json.dumps({**PROFILE, "launch_s": "x"}), "the file is not a hardware profile: launch_s"),
+        (json.dumps({**PROFILE, "key": 5}), "the file is not a hardware profile: key is 5"),
+        (json.dumps({**PROFILE, "sources": {}}), "the file is not a hardware profile: sources"),
+    ],
+)
+def test_what_is_no_profile(tmp_path: Path, content: str | None, what: str) -> None:
+    path = tmp_path / "own.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(CallError) as caught:
+        hardware.find(str(path))
+    assert caught.value.what.startswith(what)
+    assert caught.value.where == str(path)
+    assert caught.value.remedy == "measure this machine: ds-llama plan --calibrate"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsons
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from ds_llama.config.lint import Linter, Report
+    from ds_llama.config.problems import Problem
 
 # Options that may stand alone, and what they then mean (commands.complete).
 BARE = {"--explain": "", "--schema": "deepspeed"}
@@ -92,7 +94,7 @@ def command(
     if json:
         print(jsons.dumps({"files": [report.to_dict() for report in reports]}, indent=2))
     else:
-        print("\n".join(text(report) for report in reports))
+        _say("\n".join(text(report) for report in reports))
     return exit_code(reports, strict)
 
 
@@ -108,14 +110,41 @@ def text(report: Report) -> str:
     errors, warnings = report.count("error"), report.count("warning")
     summary = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
     lines = [f"{report.path}: {summary if report.problems else 'clean'}"]
-    for problem in sorted(report.problems, key=lambda problem: problem.severity):
+    problems, more = _gathered(report.problems)
+    if more:
+        lines.append(
+            '  hint: "auto" is for the Hugging Face Trainer; check its files with '
+            "--dialect huggingface"
+        )
+    for problem in sorted(problems, key=lambda problem: problem.severity):
         place = f"{report.path}:{problem.key}" if problem.key else str(report.path)
         lines += [
             f"  {problem.severity} [{problem.code}] {place}",
             f"    {problem.message}",
             f"    remedy: {problem.remedy}",
         ]
-    return "\n".join(lines)
+    return "\n".join(_printable(line) for line in lines)
+
+
+def _gathered(problems: list[Problem]) -> tuple[list[Problem], bool]:
+    """One problem for the many places of "auto" in a file that is another program's."""
+    autos = [problem for problem in problems if problem.code == "auto-value"]
+    if len(autos) < 2:
+        return problems, False
+    keys = ", ".join(problem.key for problem in autos[1:])
+    first = replace(autos[0], message=f"{autos[0].message} (also at {keys})")
+    return [first, *(problem for problem in problems if problem not in autos)], True
+
+
+def _say(text: str) -> None:
+    """Print what may hold any character: neither the terminal nor its encoding minds."""
+    encoding = sys.stdout.encoding or "utf-8"
+    if text:
+        print(text.encode(encoding, "backslashreplace").decode(encoding))
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
 
 
 def _check_call(files: list[Path], fix: bool, output: Path | None, in_place: bool) -> None:
@@ -159,9 +188,9 @@ def _fix(
         applied = [problem.to_dict() for problem in fixed.applied]
         documents.append(fixed.report.to_dict() | {"applied": applied, "written": written})
         if not json:
-            print(fixed.difference(target), end="")
+            _say("\n".join(_printable(line) for line in fixed.difference(target)))
             said = f"{len(fixed.applied)} fixed, written to {target}" if written else "no fix"
-            print(f"{path}: {said}; what is left:\n{text(fixed.report)}")
+            _say(f"{path}: {said}; what is left:\n{text(fixed.report)}")
     if json:
         print(jsons.dumps({"files": documents}, indent=2))
     return exit_code(reports, strict)

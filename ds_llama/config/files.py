@@ -10,6 +10,7 @@ from ds_llama.errors import CallError
 
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 64
+_JSON_NAMES = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
 class _Duplicate(ValueError):
@@ -29,12 +30,9 @@ def to_object(text: str, path: Path) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
+        what, remedy = _not_json(text, error)
         where = f"{path}:{error.lineno}:{error.colno}"
-        raise CallError(
-            f"not JSON: {error.msg[0].lower()}{error.msg[1:]}",
-            where=where,
-            remedy="mend the JSON at that line and column; it has no comments or trailing commas",
-        ) from None
+        raise CallError(f"not JSON: {what}", where=where, remedy=remedy) from None
     except _Duplicate as error:
         name = str(error)
         line = _second_line(text, name)
@@ -53,7 +51,7 @@ def to_object(text: str, path: Path) -> dict[str, Any]:
         )
     if not isinstance(value, dict):
         raise CallError(
-            f"holds a JSON {type(value).__name__}, not an object",
+            f"holds {_JSON_NAMES.get(type(value), 'a number')}, not an object",
             where=str(path),
             remedy="the file must be one JSON object: { … }",
         )
@@ -63,13 +61,15 @@ def to_object(text: str, path: Path) -> dict[str, Any]:
 def read_text(path: Path) -> str:
     """UTF-8 text of a small file; CallError when there is none."""
     try:
-        if path.is_file() and path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:  # a pipe or a device has no size to ask for
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise CallError(
-                f"has {path.stat().st_size} bytes, more than a configuration file can have",
+                f"has more than {MAX_BYTES >> 20} MiB, which a configuration file cannot have",
                 where=str(path),
                 remedy="name the JSON file itself",
             )
-        return path.read_text(encoding="utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise CallError(
             f"is not UTF-8 text (byte {error.start})",
@@ -78,12 +78,37 @@ def read_text(path: Path) -> str:
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise CallError(
-            f"cannot be read: {reason.lower()}",
-            where=str(path),
-            remedy="check the path; it is relative to the working directory, or to the file that "
-            "names it",
-        ) from None
+        remedy = (
+            "check the path; it is relative to the working directory, or to the file that names it"
+        )
+        if isinstance(error, IsADirectoryError):
+            remedy = f"name the JSON files in it, for instance {path}/*.json"
+        what = f"cannot be read: {reason.lower()}"
+        raise CallError(what, where=str(path), remedy=remedy) from None
+
+
+def _not_json(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
+    """What is wrong at the place where reading stopped, and what to do.
+
+    DeepSpeed reads with hjson (runtime/config.py:444), which takes most of these.
+    """
+    before, after = text[: error.pos].rstrip(), text[error.pos :].lstrip()
+    only = "DeepSpeed itself lets it pass, the Hugging Face Trainer and this package do not"
+    if not text.strip():
+        return "the file is empty", "write an object: { … }"
+    if not after:
+        return "the file ends in the middle", "write what is missing, at least the closing braces"
+    if after.startswith(("//", "/*", "#")):
+        return "a comment", f"remove it; {only}"
+    if after.startswith("'"):
+        return "a single quote", f'write double quotes: "…"; {only}'
+    if (before.endswith(",") and after[:1] in ("}", "]")) or "railing comma" in error.msg:
+        return "a comma before the end", f"remove it; {only}"
+    if after.startswith(("True", "False", "None")):
+        return f"{after.split()[0].rstrip(',}')} is Python", "write true, false or null"
+    if "delimiter: ','" in error.msg or "',' delimiter" in error.msg:
+        return "a comma is missing before this", "write it at the end of the line above"
+    return error.msg[0].lower() + error.msg[1:], "mend the JSON at that line and column"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from ds_llama.config import patch
 from ds_llama.config.deepspeed import lookup
 from ds_llama.config.files import to_object
 from ds_llama.config.keys import Key
+from ds_llama.config.keys_training import OPTIMIZERS, SCHEDULERS
 from ds_llama.config.lint import Linter, Report
 from ds_llama.config.patch import Path as Keys
 from ds_llama.config.problems import Problem, guessed, moved_to
-from ds_llama.errors import CallError
 
 # How alike two names are before one is taken for the other without asking (difflib's ratio).
 CERTAIN = 0.8
@@ -40,11 +40,10 @@ class Fixed:
     text: str
     applied: tuple[Problem, ...] = ()
 
-    def difference(self, target: Path) -> str:
-        """A unified diff from the file to what was written; empty when nothing was."""
-        old, new = self.before.splitlines(True), self.text.splitlines(True)
-        found = difflib.unified_diff(old, new, str(self.report.path), str(target))
-        return "".join(line if line.endswith("\n") else f"{line}\n" for line in found)
+    def difference(self, target: Path) -> list[str]:
+        """The lines of a unified diff from the file to what was written; none when nothing was."""
+        old, new = self.before.split("\n"), self.text.split("\n")
+        return [*difflib.unified_diff(old, new, str(self.report.path), str(target), lineterm="")]
 
 
 def fix_file(linter: Linter, path: Path) -> Fixed:
@@ -53,11 +52,7 @@ def fix_file(linter: Linter, path: Path) -> Fixed:
     if not report.readable:
         return Fixed(report, report.text, report.text)
     text, applied = fix(linter, report.text, path)
-    try:
-        left = linter.problems(to_object(text, path), path)
-    except CallError:  # a run names a file that is not there
-        left = report.problems
-    return Fixed(Report(path, left, text=text), report.text, text, tuple(applied))
+    return Fixed(linter.report_of(text, path), report.text, text, tuple(applied))
 
 
 def fix(linter: Linter, text: str, path: Path) -> tuple[str, list[Problem]]:
@@ -69,7 +64,7 @@ def fix(linter: Linter, text: str, path: Path) -> tuple[str, list[Problem]]:
     applied, refused = list[Problem](), set[tuple[str, str]]()
     for _ in range(_PASSES):
         new, batch, targets = text, list[Problem](), set[str]()
-        found = linter.problems(to_object(text, path), path)
+        found = linter.report_of(text, path).problems
         for problem in sorted(found, key=lambda problem: problem.code == _LAST):
             # What is absent may be elsewhere under another name, until all else is mended.
             wait = problem.code == _LAST and batch
@@ -81,7 +76,7 @@ def fix(linter: Linter, text: str, path: Path) -> tuple[str, list[Problem]]:
                 targets |= {target} if target else set()
         if not batch:
             break
-        after = linter.problems(to_object(new, path), path)
+        after = linter.report_of(new, path).problems
         there = {(problem.code, problem.key) for problem in after}
         unfit = {p.key for p in after if p.code in ("wrong-type", "wrong-value")} & targets
         bad = {(p.code, p.key) for p in batch} & there
@@ -188,7 +183,12 @@ def _into_params(problem: Problem, text: str, tree: Any, keys: Keys | None) -> s
         return text
     *parents, name = keys
     to = (*parents, "params", name)
-    return text if _has(tree, to) else patch.move(text, keys, to)
+    sections = OPTIMIZERS if parents[-1] == "optimizer" else SCHEDULERS
+    kind = str(_value(tree, tuple(parents)).get("type"))
+    known = sections.get(kind.lower() if sections is OPTIMIZERS else kind)
+    if known is None or name not in known.keys or _has(tree, to):
+        return text
+    return patch.move(text, keys, to)
 
 
 def _to_its_place(problem: Problem, text: str, tree: Any, keys: Keys | None) -> str:

@@ -133,4 +133,5 @@ def _skip(text: str, here: int) -> int:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(value)  # lone surrogates cannot be written

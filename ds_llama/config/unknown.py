@@ -17,6 +17,8 @@ VERSION = "0.19.8"
 
 # A name that stands in more sections than this says nothing about where it was meant to be.
 _FEW = 2
+# More names than that are not listed in a message.
+_MANY = 20
 
 
 def unknown_key(root: Section, section: Section, name: str, key: str) -> Problem:
@@ -39,6 +41,8 @@ def unknown_key(root: Section, section: Section, name: str, key: str) -> Problem
         places = " or ".join(f"into {path!r}" if path else "to the top level" for path in homes)
         return Problem("misplaced-key", "error", key, message, f"move it {places}")
     remedy, installed = did_you_mean(name, known), newer_release()
+    if not nearest(name, known) and len(known) > _MANY:
+        remedy = "remove it; `ds-llama lint --schema` lists what DeepSpeed knows"
     if installed is not None:
         message = f"unknown key {name!r}: ds_llama knows DeepSpeed {VERSION}, this is {installed}"
         return Problem("newer-key", "warning", key, message, remedy)

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import tempfile
+from pathlib import Path
 
-import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_llama.cli.lint import command
+from ds_llama.cli.lint import command, exit_code, text
+from ds_llama.config.explain import stories
 from ds_llama.config.lint import Linter, is_run
-from tests.unit.config.lint_seeds import SEEDS, VALUES, mutated, places
+from tests.unit.config.lint_seeds import EXAMPLES, SEEDS, VALUES, mutated, places
 
+HERE = Path("ds.json")
 CLEAN = {"gradient_clipping": 1.0, "zero_optimization": {"stage": 2}}
 WARNED = {"zero_optimization": {"stage": 2}}
 WRONG = {"gradient_clipping": 1.0, "zero_optimisation": {"stage": 2}}
@@ -102,17 +106,123 @@ def test_no_data_is_touched(write, tree):
     assert lint(write("run.json", tree)).problems == []
 
 
-@settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+# Thousands in the suite; DS_LLAMA_FUZZ=100 makes it a hundred times that.
+MORE = int(os.environ.get("DS_LLAMA_FUZZ", "1"))
+LINTERS = st.builds(
+    Linter,
+    st.sampled_from(["deepspeed", "huggingface"]),
+    st.sampled_from([None, None, 1, 3, 2**40]),
+    st.sampled_from([None, None, "cpu", "cuda"]),
 )
-@given(st.sampled_from(SEEDS), st.integers(0, 2**32), st.lists(VALUES, min_size=1, max_size=3))
-@pytest.mark.parametrize("dialect", ["deepspeed", "huggingface"])
-def test_no_mutation_of_a_valid_json_crashes_it(tmp_path, dialect, tree, seed, values):
+
+
+def check_report(report):
+    """Whatever was read, there is a report that can be printed, and each problem is a whole one."""
+    for problem in report.problems:
+        assert problem.message
+        assert problem.remedy
+        assert problem.code in stories()
+        assert problem.severity == stories()[problem.code].severity
+    assert json.dumps(report.to_dict())
+    assert text(report).isprintable() or "\n" in text(report)
+    assert exit_code([report], strict=False) in (0, 1, 2)
+    assert report.readable or exit_code([report], strict=True) == 2
+
+
+@settings(max_examples=600 * MORE, deadline=None)
+@given(
+    LINTERS,
+    st.sampled_from([*SEEDS, *EXAMPLES]),
+    st.integers(0, 2**32),
+    st.lists(VALUES, min_size=1, max_size=3),
+)
+def test_no_mutation_of_a_valid_json_crashes_it(linter, tree, seed, values):
+    """Keys renamed and removed, values replaced by any others."""
     random_ = random.Random(seed)
     for value in values:
         tree = mutated(tree, random_, value) if any(path for path in places(tree)) else tree
-    path = tmp_path / "mutated.json"
-    path.write_text(json.dumps(tree))
-    report = lint(path, dialect)
-    assert all(problem.message and problem.remedy for problem in report.problems)
-    assert json.dumps(report.to_dict())
+    check_report(linter.report_of(json.dumps(tree), Path("mutated.json")))
+
+
+PIECES = st.one_of(
+    st.text(max_size=5),
+    st.sampled_from(
+        [
+            *(
+                "// mine",
+                "/* mine */",
+                "# mine\n",
+                "\ufeff",
+                "\x00",
+                "\x1b[31m",
+                "\u2028",
+                "é",
+                "😀",
+            ),
+            *("NaN", "-Infinity", "1e999", "0" * 5000, "9" * 5000, "-0", "01", "1.", ".5", "+1"),
+            *('"\\ud800"', '"\\u0000"', '"a":', '"stage": 3,', "[" * 2000, '{"a":' * 500),
+            *("}", "]", ",", ":", '"', "\\", "'", "true", "True", "null", "{}", "[]"),
+        ]
+    ),
+)
+
+
+@settings(max_examples=1200 * MORE, deadline=None)
+@given(
+    LINTERS,
+    st.sampled_from([json.dumps(tree, indent=1) for tree in (*SEEDS, *EXAMPLES)]),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 20), PIECES), max_size=3),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_no_text_crashes_it(linter, content, edits, end, truncated):
+    """Pieces put in and cut out anywhere, keys twice, comments, the end missing."""
+    for place, cut, piece in edits:
+        at = int(place * len(content))
+        content = content[:at] + piece + content[at + cut :]
+    check_report(
+        linter.report_of(content[: int(end * len(content))] if truncated else content, HERE)
+    )
+
+
+@settings(max_examples=200 * MORE, deadline=None)
+@given(st.binary(max_size=200))
+def test_no_bytes_crash_it(content):
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        file.write(content)
+        file.flush()
+        check_report(Linter().report(Path(file.name)))
+
+
+def test_what_is_no_file(tmp_path):
+    loop, device = tmp_path / "loop.json", Path("/dev/zero")
+    loop.symlink_to(loop)
+    words = {
+        tmp_path: "is a directory",
+        tmp_path / "gone.json": "no such file",
+        loop: "too many levels of symbolic links",
+        device: "has more than 64 MiB",
+        Path("a\0b"): "null byte",
+        Path("x" * 5000): "name too long",
+        tmp_path / "file" / "inside.json": "no such file",
+    }
+    for path, word in words.items():
+        report = Linter().report(path)
+        check_report(report)
+        assert not report.readable
+        assert word in report.problems[0].message
+
+
+def test_a_pipe_is_read():
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as file:
+        json.dump(CLEAN, file)
+    assert Linter().report(Path(f"/dev/fd/{reading}")).problems == []
+    os.close(reading)
+
+
+def test_nesting_as_deep_as_it_gets():
+    for depth in (60, 64, 65, 1000, 100_000):
+        content = '{"a":' * depth + "1" + "}" * depth
+        check_report(Linter().report_of(content, HERE))
+        check_report(Linter().report_of("[" * depth + "]" * depth, HERE))

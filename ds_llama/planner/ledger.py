@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 
 from ds_llama.planner.terms import PhaseMemory, Span, Terms
+
+_Entries = dict[str, int]
 
 
 class Ledger:
@@ -17,41 +20,48 @@ class Ledger:
 
     def __init__(self) -> None:
         self.phases: dict[str, PhaseMemory] = {}
-        self._device: dict[str, int] = {}
-        self._host: dict[str, int] = {}
-        self._device_sum = self._host_sum = 0
+        self._device: _Entries = dict.fromkeys((field.name for field in fields(Terms)), 0)
+        self._host: _Entries = dict(self._device)
+        self.on_device = self._on_host = self.pinned = 0
         self._device_peak = self._host_peak = self._total_peak = 0
-        self._device_then: dict[str, int] = {}
-        self._host_then: dict[str, int] = {}
-        self._total_then: tuple[dict[str, int], dict[str, int]] = {}, {}
+        self._begin()
 
     def hold(self, category: str, size: int, *, host: bool = False) -> None:
         """`size` more bytes of `category`."""
-        if not size:
-            return
-        self.free(category, -size, host=host)
         if host:
-            if self._host_sum > self._host_peak:
-                self._host_peak, self._host_then = self._host_sum, dict(self._host)
-        elif self._device_sum > self._device_peak:
-            self._device_peak, self._device_then = self._device_sum, dict(self._device)
-        if self._device_sum + self._host_sum > self._total_peak:
-            self._total_peak = self._device_sum + self._host_sum
-            self._total_then = dict(self._device), dict(self._host)
+            self._host[category] += size
+            self._on_host += size
+            if self._on_host > self._host_peak:
+                self._host_peak, self._host_worst = self._on_host, self._host.copy()
+        else:
+            self._device[category] += size
+            self.on_device += size
+            if self.on_device > self._device_peak:
+                self._device_peak, self._device_worst = self.on_device, self._device.copy()
+        if self.on_device + self._on_host > self._total_peak:
+            self._total_peak = self.on_device + self._on_host
+            self._total_worst = (self._device.copy(), self._host.copy())
 
     def free(self, category: str, size: int, *, host: bool = False) -> None:
         """`size` bytes less of `category`."""
         if host:
-            self._host[category] = self._host.get(category, 0) - size
-            self._host_sum -= size
+            self._host[category] -= size
+            self._on_host -= size
         else:
-            self._device[category] = self._device.get(category, 0) - size
-            self._device_sum -= size
+            self._device[category] -= size
+            self.on_device -= size
 
     def peek(self, category: str, size: int, *, host: bool = False) -> None:
         """Held and freed at once: what an operation needs while it runs."""
         self.hold(category, size, host=host)
         self.free(category, size, host=host)
+
+    def pin(self, category: str, size: int) -> None:
+        """Held on the host and page-locked: a copy of what was made in pageable memory."""
+        self.hold("other", size, host=True)
+        self.hold(category, size, host=True)
+        self.free("other", size, host=True)
+        self.pinned += size
 
     @contextmanager
     def held(self, category: str, size: int, *, host: bool = False) -> Iterator[None]:
@@ -60,33 +70,29 @@ class Ledger:
         yield
         self.free(category, size, host=host)
 
-    def now(self, *, host: bool = False) -> Terms:
-        """What is held at this moment."""
-        return Terms(**(self._host if host else self._device))
-
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Record a phase; one that comes again under the same name widens its peaks."""
         self._begin()
         yield
-        device, host = self.now(), self.now(host=True)
-        both = [Terms(**then) for then in self._total_then]
+        device, host = Terms(**self._device), Terms(**self._host)
+        one, other = self._total_worst
         spans = {
-            "device": Span(device, Terms(**self._device_then)),
-            "host": Span(host, Terms(**self._host_then)),
-            "total": Span(device + host, both[0] + both[1]),
+            "device": Span(device, Terms(**self._device_worst)),
+            "host": Span(host, Terms(**self._host_worst)),
+            "total": Span(device + host, Terms(**one) + Terms(**other)),
         }
         before = self.phases.get(name)
         if before is not None:
-            for place, span in spans.items():
-                peaks = (getattr(before, place).peak, span.peak)
-                spans[place] = Span(span.now, max(peaks, key=lambda terms: terms.total))
+            spans = {place: _wider(getattr(before, place), span) for place, span in spans.items()}
         self.phases[name] = PhaseMemory(name, **spans)
 
     def _begin(self) -> None:
-        """Peaks start at what is held now. They are copies of dicts: this is called for each
-        tensor of each module, and a Terms would take most of a plan's time."""
-        self._device_peak, self._device_then = self._device_sum, dict(self._device)
-        self._host_peak, self._host_then = self._host_sum, dict(self._host)
-        self._total_peak = self._device_sum + self._host_sum
-        self._total_then = dict(self._device), dict(self._host)
+        self._device_peak, self._device_worst = self.on_device, self._device.copy()
+        self._host_peak, self._host_worst = self._on_host, self._host.copy()
+        self._total_peak = self.on_device + self._on_host
+        self._total_worst = (self._device.copy(), self._host.copy())
+
+
+def _wider(before: Span, span: Span) -> Span:
+    return Span(span.now, max(before.peak, span.peak, key=lambda terms: terms.total))

@@ -7,8 +7,8 @@
     step        moments, and the update's temporaries                       planner/states.py
 
 Nothing is measured and no torch is imported: every term is a formula over the model's shapes, with
-the place in DeepSpeed that allocates it. Three steps are played, since the optimizer makes its
-moments in the first and ZeRO-3 prefetches from the third micro-batch on.
+the place in DeepSpeed that allocates it. The step that is played is a later one: the optimizer has
+made its moments in the first, and ZeRO-3 prefetches from the third micro-batch on.
 """
 
 from __future__ import annotations
@@ -59,10 +59,15 @@ class Memory:
         }
 
 
-def memory(resolved: Resolved) -> Memory:
-    """What one rank of `resolved` holds."""
+def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory:
+    """What one rank of `resolved` holds.
+
+    device_memory_bytes: what the device has. It decides one thing: stages 1 and 2 flatten the model
+    on the device if it has room for a second copy, on the host otherwise (stage_1_and_2.py:452).
+    None is room for everything.
+    """
     settings, ledger = Settings(resolved), Ledger()
-    states = States(settings, ledger)
+    states = States(settings, ledger, device_memory_bytes)
     with ledger.phase("construct"):
         states.construct()
     with ledger.phase("initialise"):
@@ -70,10 +75,9 @@ def memory(resolved: Resolved) -> Memory:
     order = gathers.visits(settings.model, settings.recompute)
     walk = Walk(settings, ledger, reducer(settings, ledger), order, _windows(settings, order))
     ledger.hold("other", walk.size.rotary)
-    _step(settings, ledger, states, walk)  # makes the moments
-    first = {name: ledger.phases.pop(name) for name in ("forward", "backward", "step")}
+    states.moments()
     _step(settings, ledger, states, walk)
-    return _summed(ledger, first)
+    return _summed(ledger, states)
 
 
 def _windows(settings: Settings, order: list[gathers.Visit]) -> list[tuple[int, int]] | None:
@@ -101,9 +105,9 @@ def _step(settings: Settings, ledger: Ledger, states: States, walk: Walk) -> Non
         walk.reducer.clear()
 
 
-def _summed(ledger: Ledger, first: dict[str, PhaseMemory]) -> Memory:
+def _summed(ledger: Ledger, states: States) -> Memory:
     """The whole from its phases: each peak is the largest of theirs."""
-    every = [*ledger.phases.values(), *first.values()]
+    every = ledger.phases.values()
     worst = max(every, key=lambda each: each.device.peak.total)
     return Memory(
         device_peak=worst.device.peak,
@@ -111,7 +115,7 @@ def _summed(ledger: Ledger, first: dict[str, PhaseMemory]) -> Memory:
         peak_phase=worst.name,
         phases=ledger.phases,
         host_peak_bytes=max(each.host.peak.total for each in every),
-        host_pinned_bytes=0,
-        nvme_bytes=0,
+        host_pinned_bytes=ledger.pinned,
+        nvme_bytes=states.nvme_bytes,
         total_peak_bytes=max(each.total.peak.total for each in every),
     )

@@ -20,17 +20,15 @@ from ds_llama.planner.settings import Settings, padded
 
 _PARAMETERS, _GRADIENTS, _MASTER = "parameters", "gradients", "master"
 _OPTIMIZER, _BUCKETS, _OTHER = "optimizer", "buckets", "other"
+_LEAST_SWAP = 2**20  # bytes, runtime/swap_tensor/constants.py MIN_AIO_BYTES
 
 
 class States:
     """Plays construction, registration and updates into a ledger."""
 
-    def __init__(
-        self, settings: Settings, ledger: Ledger, device_memory: int | None = None
-    ) -> None:
-        self.settings, self.ledger, self.device_memory = settings, ledger, device_memory
+    def __init__(self, settings: Settings, ledger: Ledger, device_memory: int | None) -> None:
+        self.settings, self.ledger, self.free_bytes = settings, ledger, device_memory
         self.total = sum(weight.elements for weight in settings.weights)
-        self.moments = False
         self.params_on_host = settings.resolved.offload_param is not None
 
     def construct(self) -> None:
@@ -51,73 +49,83 @@ class States:
         else:
             self._flat()
 
+    def moments(self) -> None:
+        """What the first update makes and no later one lets go."""
+        settings, width = self.settings, self.settings.moment_width
+        if settings.stage == 3:
+            self.ledger.hold(_OPTIMIZER, width * sum(self._kept_groups()))
+            self.ledger.hold(_OPTIMIZER, width * sum(self._host_groups()), host=True)
+            return
+        masters = self.total if settings.stage == 0 else sum(shares(settings))
+        self.ledger.hold(_OPTIMIZER, masters * width, host=settings.offloaded)
+
+    @property
+    def nvme_bytes(self) -> int:
+        """In this rank's swap files: masters, moments and gradients, and the weights."""
+        settings, found = self.settings, 0
+        if settings.resolved.offload_optimizer == "nvme":
+            swapped = sum(self._sub_groups()) - sum(self._host_groups())
+            found += swapped * (2 * settings.master_width + settings.moment_width)
+        if settings.resolved.offload_param == "nvme":
+            found += settings.width * self.slices
+        return found
+
     def step(self) -> None:
-        """The update; the first makes the moments."""
-        if self.settings.stage == 0:
-            self._moments(4 * self.total)
-        elif self.settings.stage == 3:
+        """An update: the norm's copy of the gradient, then the gradient as the masters want it."""
+        if self.settings.offloaded or self.settings.stage == 0 or is_bf16_optimizer(self.settings):
+            return
+        if self.settings.stage == 3:
             self._sharded_step()
-        elif is_bf16_optimizer(self.settings):
-            self._moments(4 * sum(shares(self.settings)))
         else:
             self._flat_step()
 
     # --- shared ----------------------------------------------------------------------------------
 
-    def _hold_host(self, category: str, size: int, pinned: bool) -> None:
-        """On the host; page-locked memory is a copy of what was made there."""
-        if pinned and not self.settings.on_cpu:
-            with self.ledger.held(_OTHER, size, host=True):
-                self.ledger.hold(category, size, host=True)
+    def _hold_host(self, category: str, size: int, offload: str = "optimizer") -> None:
+        """On the host, page-locked if the offload ("optimizer" or "param") is."""
+        if self.settings.pinned(offload):
+            self.ledger.pin(category, size)
         else:
             self.ledger.hold(category, size, host=True)
 
-    def _moments(self, master: int) -> None:
-        if not self.moments:
-            size = master // self.settings.master_width * self.settings.moment_width
-            self.ledger.hold(_OPTIMIZER, size, host=self.settings.offloaded)
-            self.moments = True
-
     # --- stages 1 and 2: stage_1_and_2.py --------------------------------------------------------
 
-    def _flatten(self) -> None:
-        """Every group into one buffer, beside what it is copied from (:1390); on the host if the
-        device has no room for that (:452)."""
-        settings, ledger, e = self.settings, self.ledger, self.settings.width
-        for group in settings.groups:
-            size = sum(weight.elements for weight in group)
-            flat = padded(size, 2 * settings.ranks)
-            ledger.hold(_PARAMETERS, e * flat)
-            ledger.free(_PARAMETERS, e * size)
+    def _flatten(self, size: int) -> None:
+        """A group of `size` elements into one buffer beside what it is copied from (:1390).
+
+        Without room for that on the device, through the host, where it is there twice (:460).
+        """
+        ledger, e = self.ledger, self.settings.width
+        flat = padded(size, 2 * self.settings.ranks)
+        if self.free_bytes is not None and self.free_bytes - ledger.on_device < e * flat:
+            with ledger.held(_OTHER, e * size, host=True):
+                ledger.peek(_OTHER, e * flat, host=True)
+        else:
+            ledger.peek(_PARAMETERS, e * flat)
+        ledger.hold(_PARAMETERS, e * (flat - size))
 
     def _flat(self) -> None:
         settings, ledger, e = self.settings, self.ledger, self.settings.width
-        host, pinned = settings.offloaded, settings.pinned("optimizer")
+        host = settings.offloaded
         for group, share in zip(settings.groups, shares(settings), strict=True):
-            size = sum(weight.elements for weight in group)
-            with ledger.held(_PARAMETERS, e * padded(size, 2 * settings.ranks)):
-                pass
-            ledger.hold(_PARAMETERS, e * (padded(size, 2 * settings.ranks) - size))
+            self._flatten(sum(weight.elements for weight in group))
             master = settings.master_width * share
             with ledger.held(_OTHER, 0 if e == 4 and not host else e * share):
                 if not host:
                     ledger.hold(_MASTER, master)
                 else:
-                    self._hold_host(_MASTER, master, pinned)
-                    self._hold_host(_BUCKETS, e * share, pinned)
+                    self._hold_host(_MASTER, master)
+                    self._hold_host(_BUCKETS, e * share)
         if host:
-            self._hold_host(_BUCKETS, e * settings.largest, pinned)
+            self._hold_host(_BUCKETS, e * settings.largest)
             ledger.hold(_BUCKETS, e * settings.largest)
             for share in shares(settings):
-                self._hold_host(_GRADIENTS, settings.master_width * share, pinned)
+                self._hold_host(_GRADIENTS, settings.master_width * share)
         else:
             ledger.peek(_GRADIENTS, settings.master_width * sum(shares(settings)))
 
     def _flat_step(self) -> None:
         settings, ledger = self.settings, self.ledger
-        if settings.offloaded:
-            self._moments(settings.master_width * sum(shares(settings)))
-            return
         pieces = max(
             min(weight.elements, share)
             for group, share in zip(settings.groups, shares(settings), strict=True)
@@ -127,10 +135,7 @@ class States:
         share = shares(settings)[0]
         compact = settings.accumulation_width == 4 != settings.width
         flat = 0 if compact else settings.width * share
-        if settings.width != 4:
-            ledger.peek(_GRADIENTS, flat + (0 if compact else 4 * share))
-        with ledger.held(_GRADIENTS, 0 if compact else 4 * share):
-            self._moments(settings.master_width * sum(shares(settings)))
+        ledger.peek(_GRADIENTS, flat + (0 if compact or settings.width == 4 else 4 * share))
 
     # --- bf16 with fp32 sums at stage 1: bf16_optimizer.py ---------------------------------------
 
@@ -157,6 +162,11 @@ class States:
         """zero.Init: each weight whole, in fp32 and then in its dtype (:257), before its slice."""
         settings, ledger, e = self.settings, self.ledger, self.settings.width
         whole = 4 + e if e < 4 else 4
+        nvme = settings.resolved.offload_param == "nvme"
+        if nvme:
+            section = settings.zero["offload_param"]
+            size = e * int(section["buffer_count"]) * int(section["buffer_size"])
+            self._hold_host(_BUCKETS, size, "param")
         tied = settings.model.tie_word_embeddings
         order = [*settings.weights, *([settings.weights[0]] if tied else [])]
         for index, weight in enumerate(order):
@@ -166,55 +176,120 @@ class States:
             with ledger.held(_OTHER, e * weight.elements):
                 host = self.params_on_host and weight.group == 0
                 if index < len(settings.weights):
+                    if host and nvme:
+                        continue
                     if host:
-                        self._hold_host(_PARAMETERS, e * share, settings.pinned("param"))
+                        self._hold_host(_PARAMETERS, e * share, "param")
                     else:
                         ledger.hold(_PARAMETERS, e * share)
 
     def _sharded(self) -> None:
-        settings, ledger, e = self.settings, self.ledger, self.settings.width
-        total = self.slices
-        host = settings.offloaded
-        if self.params_on_host:
-            with ledger.held(_OTHER, 0, host=True):
-                self._hold_host(_PARAMETERS, e * total, settings.pinned("param"))
-            ledger.free(_PARAMETERS, e * total, host=True)
-        else:
-            ledger.peek(_OTHER, e * total, host=True)
-        groups = [
-            sum(padded(weight.elements, settings.ranks) // settings.ranks for weight in group)
-            for group in settings.groups
-        ]
-        master = settings.master_width
-        for share in groups:
-            with ledger.held(_OTHER, master * share, host=host):
-                ledger.hold(_MASTER, master * share, host=host)
-        with ledger.held(_GRADIENTS, master * max(groups), host=host):
-            if host:
-                for share in groups:
-                    self._hold_host(_GRADIENTS, master * share, settings.pinned("optimizer"))
+        settings, ledger = self.settings, self.ledger
+        self._defragment()
+        for place, groups in (("device", self._kept_groups()), ("host", self._host_groups())):
+            for share in groups:
+                self._master(share, host=place == "host")
+        self._gradient_buffers()
         ledger.hold(_BUCKETS, settings.communication_width * settings.bucket)
-        flat = settings.accumulation_width * total
-        if host:
-            self._hold_host(_GRADIENTS, flat, settings.pinned("optimizer"))
+        flat = settings.accumulation_width * self.slices
+        if settings.offloaded:
+            self._hold_host(_GRADIENTS, flat)
         else:
             ledger.hold(_GRADIENTS, flat)
-        if settings.ranks > 1:
-            ledger.peek(_OTHER, e * settings.largest)
+        if settings.ranks > 1:  # each weight is gathered once, to hang its hook on (:1501)
+            slice_ = padded(settings.largest, settings.ranks) // settings.ranks
+            moved = slice_ if self.params_on_host else 0
+            ledger.peek(_OTHER, settings.width * (settings.largest + moved))
+
+    def _defragment(self) -> None:
+        """All slices into one buffer: by way of the host (utils.py:215), or there (stage3.py:885).
+
+        With parameters on NVMe up to `max_in_cpu` elements stay on the host, and one sub-group more
+        is needed to write the others (:997).
+        """
+        settings, ledger, e = self.settings, self.ledger, self.settings.width
+        if not self.params_on_host:
+            ledger.peek(_OTHER, e * self.slices, host=True)
+            return
+        before = e * self.slices if settings.resolved.offload_param == "cpu" else 0
+        self._hold_host(_PARAMETERS, e * self._flat_on_host(), "param")
+        ledger.free(_PARAMETERS, before, host=True)
+        if self._flat_on_host() < self.slices:
+            self._hold_host(_BUCKETS, e * max(self._sub_groups()), "param")
+
+    def _flat_on_host(self) -> int:
+        """Elements of offloaded slices that are kept in host memory."""
+        if self.settings.resolved.offload_param == "cpu":
+            return self.slices
+        return min(self.slices, int(self.settings.zero["offload_param"]["max_in_cpu"]))
+
+    def _sub_groups(self) -> list[int]:
+        """Elements of this rank's part of each sub-group, which is what is updated at a time.
+
+        As stage3.py:1199 fills them: the weight that reaches `sub_group_size` is in.
+        """
+        limit, ranks = int(self.settings.zero["sub_group_size"]), self.settings.ranks
+        found = []
+        for group in self.settings.groups:
+            elements = 0
+            for weight in group:
+                elements += padded(weight.elements, ranks) // ranks
+                if elements >= limit:
+                    found.append(elements)
+                    elements = 0
+            if elements:
+                found.append(elements)
+        return found
+
+    def _split(self) -> int:
+        """Sub-groups that an offload with `ratio` below 1 leaves on the device (stage3.py:1106)."""
+        ratio = float((self.settings.zero.get("offload_optimizer") or {}).get("ratio", 1.0))
+        return int((1 - ratio) * len(self._sub_groups()))
+
+    def _kept_groups(self) -> list[int]:
+        """Sub-groups whose states are on the device."""
+        groups = self._sub_groups()
+        return groups[: self._split()] if self.settings.offloaded else groups
+
+    def _host_groups(self) -> list[int]:
+        """Sub-groups whose states are in host memory; smaller ones than 1 MiB never go to NVMe."""
+        if not self.settings.offloaded:
+            return []
+        groups = self._sub_groups()[self._split() :]
+        if self.settings.resolved.offload_optimizer == "nvme":
+            return [share for share in groups if share * self.settings.master_width < _LEAST_SWAP]
+        return groups
+
+    def _master(self, share: int, *, host: bool) -> None:
+        """The converted slice is cloned (stage3.py:1160)."""
+        master = self.settings.master_width * share
+        same = self.settings.width == self.settings.master_width and not host
+        if same and not self.settings.offloaded:
+            return  # the slice is the master
+        with self.ledger.held(_OTHER, master, host=host):
+            self.ledger.hold(_MASTER, master, host=host)
+
+    def _gradient_buffers(self) -> None:
+        """What the optimizer reads its gradients from: lasting on the host, for a moment here."""
+        settings, ledger, width = self.settings, self.ledger, self.settings.master_width
+        largest = width * max(self._sub_groups())
+        if settings.resolved.offload_optimizer == "nvme":
+            count = int(settings.zero["offload_optimizer"]["buffer_count"])
+            self._hold_host(_BUCKETS, count * largest)
+        with ledger.held(_OTHER, largest, host=settings.offloaded):
+            if settings.offloaded:
+                for share in self._host_groups():
+                    self._hold_host(_GRADIENTS, width * share)
+                for share in self._kept_groups():
+                    ledger.hold(_GRADIENTS, width * share)
 
     def _sharded_step(self) -> None:
+        """The norm's copy, piece by piece; then sub-group by sub-group the gradients, joined."""
         settings, ledger = self.settings, self.ledger
-        total = self.slices
         if settings.offloaded:
-            self._moments(settings.master_width * total)
             return
         largest = padded(settings.largest, settings.ranks) // settings.ranks
         ledger.peek(_OTHER, 8 * largest)
-        group = sum(
-            padded(weight.elements, settings.ranks) // settings.ranks
-            for weight in settings.groups[0]
-        )
+        group = max(self._sub_groups())
         flat = settings.accumulation_width * group
         ledger.peek(_GRADIENTS, flat + (4 * group if settings.accumulation_width != 4 else 0))
-        with ledger.held(_GRADIENTS, 4 * group):
-            self._moments(settings.master_width * total)

@@ -18,6 +18,7 @@ from typing import Any
 
 from ds_llama.config.resolve import Resolved
 from ds_llama.planner import gathers
+from ds_llama.planner.activations import activations
 from ds_llama.planner.gradients import reducer
 from ds_llama.planner.ledger import Ledger
 from ds_llama.planner.settings import Settings
@@ -27,6 +28,10 @@ from ds_llama.planner.traffic import limits
 from ds_llama.planner.walk import Walk
 
 __all__ = ["Memory", "PhaseMemory", "Terms", "memory"]
+
+_DRAWN = (
+    4 * 2**20
+)  # initial values are drawn in fp32 on the host, a block at a time (model/init.py)
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,12 @@ def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory
     states = States(settings, ledger, device_memory_bytes)
     with ledger.phase("construct"):
         states.construct()
+        ledger.hold("other", activations(settings).rotary)  # made to be checked, construct.py:44
+        ledger.peek("other", _DRAWN, host=True)
     with ledger.phase("initialise"):
         states.initialise()
     order = gathers.visits(settings.model, settings.recompute)
     walk = Walk(settings, ledger, reducer(settings, ledger), order, _windows(settings, order))
-    ledger.hold("other", walk.size.rotary)
     states.moments()
     _step(settings, ledger, states, walk)
     return _summed(ledger, states)
@@ -100,6 +106,7 @@ def _step(settings: Settings, ledger: Ledger, states: States, walk: Walk) -> Non
         with ledger.phase("backward"):
             walk.backward()
             walk.reducer.end()
+            walk.finish()
     with ledger.phase("step"):
         states.step()
         walk.reducer.clear()

@@ -72,12 +72,11 @@ class States:
 
     def step(self) -> None:
         """An update: the norm's copy of the gradient, then the gradient as the masters want it."""
-        if self.settings.offloaded or self.settings.stage == 0 or is_bf16_optimizer(self.settings):
-            return
         if self.settings.stage == 3:
             self._sharded_step()
-        else:
-            self._flat_step()
+        elif self.settings.stage and not self.settings.offloaded:
+            if not is_bf16_optimizer(self.settings):
+                self._flat_step()
 
     # --- shared ----------------------------------------------------------------------------------
 
@@ -278,15 +277,22 @@ class States:
             self._hold_host(_BUCKETS, count * largest)
         with ledger.held(_OTHER, largest, host=settings.offloaded):
             if settings.offloaded:
+                for share in self._kept_groups():  # made on the host, then moved
+                    copies = 1 + settings.pinned("optimizer")
+                    ledger.peek(_OTHER, copies * width * share, host=True)
+                    ledger.hold(_GRADIENTS, width * share)
                 for share in self._host_groups():
                     self._hold_host(_GRADIENTS, width * share)
-                for share in self._kept_groups():
-                    ledger.hold(_GRADIENTS, width * share)
 
     def _sharded_step(self) -> None:
-        """The norm's copy, piece by piece; then sub-group by sub-group the gradients, joined."""
+        """The norm's copy, piece by piece; then sub-group by sub-group the gradients, joined.
+
+        What a partial offload leaves here is updated by torch's AdamW of many tensors, which needs
+        two more of each.
+        """
         settings, ledger = self.settings, self.ledger
         if settings.offloaded:
+            ledger.peek(_OTHER, 2 * settings.master_width * max(self._kept_groups(), default=0))
             return
         largest = padded(settings.largest, settings.ranks) // settings.ranks
         ledger.peek(_OTHER, 8 * largest)

@@ -39,7 +39,7 @@ class Walk:
         self.size, self.head = activations(settings), head(settings)
         self.weights = {weight.name: weight for weight in settings.weights}
         self.tied = settings.model.tie_word_embeddings
-        self.gathered = 0
+        self.gathered = self.graph = 0
         kinds = {(visit.kind, visit.way) for visit in order}
         self.steps = {(kind, way): self._step(kind, way) for kind, way in kinds}
         self.split = next(i for i, visit in enumerate(order) if visit.way != "forward")
@@ -57,6 +57,12 @@ class Walk:
         for place in range(self.split, len(self.order)):
             self._visit(place)
         self.ledger.free(_ACTIVATIONS, 16 * self.settings.tokens)
+
+    def finish(self) -> None:
+        """After the backward pass: the loss dies, and with it the graph. Checkpointed parts have
+        their inputs there as plain attributes (checkpointing.py:582), which no backward frees."""
+        self._free(self.graph)
+        self.graph = 0
 
     def _visit(self, place: int) -> None:
         visit = self.order[place]
@@ -240,9 +246,12 @@ class Walk:
         self._end(visit, "block")
 
     def _end(self, visit: Visit, part: str) -> None:
-        """The backward pass of a part is over: what it gave when it was run again goes too."""
+        """The backward pass of a part is over: what it gave when it was run again goes too.
+
+        What the part was given stays with the graph, which `finish` lets go of.
+        """
         if self._part(visit) == part:
-            self._free(self.size.hidden)
+            self.graph += self.size.hidden
 
     def _embed_backward(self, visit: Visit) -> None:
         if self.tied:

@@ -93,6 +93,8 @@ def _run(
             losses.append(loss.detach().float())
         with accounting.phase("backward"):
             engine.backward(loss * (world.world_size() / tokens), scale_wrt_gas=False)
+            # The graph goes with it, and what recomputed parts keep in it (checkpointing.py:582).
+            del loss
         if number < len(window):
             with accounting.phase("step"):
                 engines.step(engine)

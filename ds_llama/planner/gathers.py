@@ -178,15 +178,14 @@ def _replay(
 
 def windows(
     order: Trace, sizes: dict[str, int], limits: Limits, ranks: int
-) -> list[tuple[int, int]]:
-    """Elements of gathered weights and of buffers for them, while each module runs and after it.
+) -> list[tuple[int, int, set[str]]]:
+    """Elements of gathered weights and of buffers for them, while each module runs and after it,
+    and which weights it lets go of.
 
     Several weights fetched at once arrive in one flat buffer, out of which each is copied when the
     first is waited for; it goes when the last has been (partition_parameters.py:741, :1341). A
-    weight fetched alone is a view of its buffer. On one rank the partition itself is the weight.
+    weight fetched alone is a view of its buffer, and one rank alone needs no buffer.
     """
-    if ranks == 1:
-        return [(0, 0)] * len(order)
     return _windows(tuple(order), tuple(sizes.items()), limits, ranks)
 
 
@@ -197,13 +196,13 @@ def _windows(
     named: tuple[tuple[str, int], ...],
     limits: Limits,
     ranks: int,
-) -> list[tuple[int, int]]:
+) -> list[tuple[int, int, set[str]]]:
     sizes = dict(named)
     coordinator = _Coordinator(order, sizes, limits, persistent(sizes, limits), ranks)
     found = []
     for step in range(len(order)):
         coordinator.run(step)
-        found.append((coordinator.during, coordinator.held))
+        found.append((coordinator.during, coordinator.held, coordinator.released))
     return found
 
 
@@ -231,6 +230,7 @@ class _Coordinator:
         self.order, self.sizes, self.limits, self.stays = order, sizes, limits, stays
         self.ranks, self.held, self.during = ranks, 0, 0
         self.inflight: dict[str, _Fetch] = {}
+        self.released = set[str]()
         self.whole: dict[str, int] = {}
         self.queue = [(name, step) for step, names in enumerate(order) for name in names]
         self.position = 0  # of the queue's left end
@@ -259,8 +259,10 @@ class _Coordinator:
             self._wait(name)
         self._prefetch()
         self.during = max(self.during, self.held)
+        self.released = set()
         for name in names:
             if name not in self.stays and not self._comes_back(name, step + 1):
+                self.released.add(name)
                 self.available.discard(name)
                 self.live -= self.sizes[name]
                 self.held -= self.whole.pop(name, 0)
@@ -273,6 +275,10 @@ class _Coordinator:
             self.live += elements
             self.most_live = max(self.most_live, self.live)
             self.available.update(names)
+            if self.ranks == 1:
+                self.whole.update({name: self.sizes[name] for name in names})
+                self.held += elements
+                return
             buffer = sum(-(-self.sizes[name] // self.ranks) * self.ranks for name in names)
             fetch = _Fetch(elements, buffer, set(names))
             self.inflight.update(dict.fromkeys(names, fetch))

@@ -278,11 +278,23 @@ class ShardedReducer(Reducer):
             converted, joined, scattered = converted, 0, 0
         self.ledger.peek(_BUCKETS, converted + joined + scattered)
         if settings.offloaded:
-            largest = max(padded(weight.elements, ranks) // ranks for weight in self.pending)
-            copies = share * kept + largest * (_NORM_WIDTH + (4 if kept != 4 else 0))
-            self.ledger.peek(_OTHER, joined + converted + copies)
+            self.ledger.peek(_OTHER, joined + converted + self._offload(share))
         self.ledger.free(_GRADIENTS, self.alone)
         self.pending, self.elements, self.alone = [], 0, 0
+
+    def _offload(self, share: int) -> int:
+        """Slice by slice (:1434): summed on the device, its norm, and as fp32 on the way out.
+
+        What goes to NVMe waits there for the others of its bucket.
+        """
+        settings, kept = self.settings, self.settings.accumulation_width
+        largest = max(padded(w.elements, settings.ranks) // settings.ranks for w in self.pending)
+        wide = settings.master_width if settings.master_width != kept else 0
+        waiting = (
+            settings.master_width * share if settings.resolved.offload_optimizer == "nvme" else 0
+        )
+        norm = _NORM_WIDTH * min(largest, 250_000_000)
+        return largest * kept + max(norm, largest * wide) + waiting
 
 
 def in_partition(group: Iterable[Weight], ranks: int) -> list[Weight]:

@@ -25,7 +25,7 @@ from ds_llama.planner.settings import Settings
 from ds_llama.planner.states import States
 from ds_llama.planner.terms import PhaseMemory, Terms
 from ds_llama.planner.traffic import limits
-from ds_llama.planner.walk import Walk
+from ds_llama.planner.walk import Walk, Window
 
 __all__ = ["Memory", "PhaseMemory", "Terms", "memory"]
 
@@ -86,13 +86,20 @@ def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory
     return _summed(ledger, states)
 
 
-def _windows(settings: Settings, order: list[gathers.Visit]) -> list[tuple[int, int]] | None:
-    if settings.stage < 3:
+def _windows(settings: Settings, order: list[gathers.Visit]) -> list[Window] | None:
+    alone = settings.ranks == 1 and settings.resolved.offload_param is None
+    if settings.stage < 3 or alone:  # alone, the slice is the weight
         return None
     sizes = gathers.weights(settings.model)
     trace = [visit.weights for visit in order]
     found = gathers.windows(trace, sizes, limits(settings.zero), settings.ranks)
-    return [(settings.width * during, settings.width * after) for during, after in found]
+    width, seen, windows = settings.width, set[str](), []
+    for during, after, released in found:
+        fresh = released - seen
+        seen |= fresh
+        copies = sum(settings.secondary(sizes[name]) for name in fresh)
+        windows.append(Window(width * during, width * after, width * copies))
+    return windows
 
 
 def _step(settings: Settings, ledger: Ledger, states: States, walk: Walk) -> None:
@@ -110,6 +117,7 @@ def _step(settings: Settings, ledger: Ledger, states: States, walk: Walk) -> Non
     with ledger.phase("step"):
         states.step()
         walk.reducer.clear()
+        walk.updated()
 
 
 def _summed(ledger: Ledger, states: States) -> Memory:

@@ -143,6 +143,12 @@ class Settings:
     def offloaded(self) -> bool:
         return self.resolved.offload_optimizer is not None
 
+    def secondary(self, elements: int) -> int:
+        """Elements of a weight that hpZ keeps within the node (partition_parameters.py:1885)."""
+        size = int(self.zero.get("zero_hpz_partition_size", 1)) if self.stage == 3 else 1
+        threshold = int(self.zero.get("stage3_param_persistence_threshold", 0))
+        return -(-elements // size) if size > 1 and elements > threshold else 0
+
     def pinned(self, name: str) -> bool:
         """Whether what `name` ("optimizer" or "param") offloads is page-locked."""
         section = self.zero.get(f"offload_{name}") or {}

@@ -50,7 +50,9 @@ class States:
             self._flat()
 
     def moments(self) -> None:
-        """What the first update makes and no later one lets go."""
+        """What the first update makes and no later one lets go; it drops hpZ's copies."""
+        every = sum(self.settings.secondary(weight.elements) for weight in self.settings.weights)
+        self.ledger.free(_PARAMETERS, self.settings.width * every)
         settings, width = self.settings, self.settings.moment_width
         if settings.stage == 3:
             self.ledger.hold(_OPTIMIZER, width * sum(self._kept_groups()))
@@ -74,9 +76,10 @@ class States:
         """An update: the norm's copy of the gradient, then the gradient as the masters want it."""
         if self.settings.stage == 3:
             self._sharded_step()
-        elif self.settings.stage and not self.settings.offloaded:
-            if not is_bf16_optimizer(self.settings):
-                self._flat_step()
+        elif self.settings.stage > 0 and not (
+            self.settings.offloaded or is_bf16_optimizer(self.settings)
+        ):
+            self._flat_step()
 
     # --- shared ----------------------------------------------------------------------------------
 
@@ -168,6 +171,7 @@ class States:
             self._hold_host(_BUCKETS, size, "param")
         tied = settings.model.tie_word_embeddings
         order = [*settings.weights, *([settings.weights[0]] if tied else [])]
+        secondary = 0  # hpZ's copies, made of every weight and dropped when values are filled in
         for index, weight in enumerate(order):
             share = padded(weight.elements, settings.ranks) // settings.ranks
             with ledger.held(_OTHER, whole * weight.elements):
@@ -181,6 +185,10 @@ class States:
                         self._hold_host(_PARAMETERS, e * share, "param")
                     else:
                         ledger.hold(_PARAMETERS, e * share)
+                    copy = e * settings.secondary(weight.elements)
+                    ledger.hold(_PARAMETERS, copy)
+                    secondary += copy
+        ledger.free(_PARAMETERS, secondary)
 
     def _sharded(self) -> None:
         settings, ledger = self.settings, self.ledger
@@ -195,10 +203,13 @@ class States:
             self._hold_host(_GRADIENTS, flat)
         else:
             ledger.hold(_GRADIENTS, flat)
-        if settings.ranks > 1:  # each weight is gathered once, to hang its hook on (:1501)
+        # Each weight is gathered once, to hang its hook on (:1501).
+        if settings.ranks > 1 or self.params_on_host:
             slice_ = padded(settings.largest, settings.ranks) // settings.ranks
             moved = slice_ if self.params_on_host else 0
             ledger.peek(_OTHER, settings.width * (settings.largest + moved))
+        every = sum(settings.secondary(weight.elements) for weight in settings.weights)
+        ledger.hold(_PARAMETERS, settings.width * every)
 
     def _defragment(self) -> None:
         """All slices into one buffer: by way of the host (utils.py:215), or there (stage3.py:885).

@@ -12,6 +12,7 @@ reuse distances do not end where blocks end, and a walk costs a few milliseconds
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from ds_llama.planner.activations import activations, head
 from ds_llama.planner.gathers import Visit, recomputed
@@ -22,9 +23,18 @@ from ds_llama.planner.settings import Settings, Weight
 _ACTIVATIONS, _GRADIENTS, _LOGITS, _PARAMETERS = "activations", "gradients", "logits", "parameters"
 
 
+@dataclass(frozen=True)
+class Window:
+    """Bytes of gathered weights while a module runs and after it (planner/gathers.py), and of the
+    copies within the node that hpZ makes of what is let go."""
+
+    during: int = 0
+    after: int = 0
+    copies: int = 0
+
+
 class Walk:
-    """Plays micro-batches into a ledger. `windows`: of gathered weights, in bytes, for each visit
-    while it runs and after it (planner/gathers.py); None below stage 3."""
+    """Plays micro-batches into a ledger. `windows`: one for each visit; None below stage 3."""
 
     def __init__(
         self,
@@ -32,14 +42,15 @@ class Walk:
         ledger: Ledger,
         reducer: Reducer,
         order: Sequence[Visit],
-        windows: Sequence[tuple[int, int]] | None,
+        windows: Sequence[Window] | None,
     ) -> None:
         self.settings, self.ledger, self.reducer = settings, ledger, reducer
         self.order, self.windows = order, windows
         self.size, self.head = activations(settings), head(settings)
         self.weights = {weight.name: weight for weight in settings.weights}
         self.tied = settings.model.tie_word_embeddings
-        self.gathered = self.graph = 0
+        self.gathered = self.graph = self.copies = 0
+        self.first = True
         kinds = {(visit.kind, visit.way) for visit in order}
         self.steps = {(kind, way): self._step(kind, way) for kind, way in kinds}
         self.split = next(i for i, visit in enumerate(order) if visit.way != "forward")
@@ -62,16 +73,27 @@ class Walk:
         """After the backward pass: the loss dies, and with it the graph. Checkpointed parts have
         their inputs there as plain attributes (checkpointing.py:582), which no backward frees."""
         self._free(self.graph)
+        self._gathered(self.windows[-1].after if self.windows is not None else 0)
         self.graph = 0
+        self.first = False
+
+    def updated(self) -> None:
+        """After the update, which makes hpZ's copies worthless."""
+        self.ledger.free(_PARAMETERS, self.copies)
+        self.copies, self.first = 0, True
 
     def _visit(self, place: int) -> None:
         visit = self.order[place]
-        during, after = self.windows[place] if self.windows is not None else (0, 0)
-        self._gathered(during)
+        window = self.windows[place] if self.windows is not None else Window()
+        self._gathered(window.during)
         step = self.steps[visit.kind, visit.way]
         if step is not None:
             step(visit)
-        self._gathered(after)
+        if place < len(self.order) - 1:  # the embedding's, whose input has no gradient, wait
+            self._gathered(window.after)
+        if window.copies and self.first:
+            self.ledger.hold(_PARAMETERS, window.copies)
+            self.copies += window.copies
 
     def _step(self, kind: str, way: str) -> Callable[[Visit], None] | None:
         step: Callable[[Visit], None] | None

@@ -11,7 +11,7 @@ from deepspeed.accelerator.abstract_accelerator import DeepSpeedAccelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from torch.utils import backend_registration
 
-from ds_llama.simulator import pinned
+from ds_llama.simulator import autocast, pinned
 
 NAME = "sim"
 
@@ -26,6 +26,7 @@ class SimModule(backend_registration._DummyBackendModule):
 def register_device() -> None:
     """Make torch know devices called "sim"; once in a process, before any tensor is made there."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=SimModule())
+    autocast.register()
 
 
 class Nothing:

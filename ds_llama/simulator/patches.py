@@ -20,7 +20,8 @@ from deepspeed.runtime.zero import (
 from torch import nn
 from torch._subclasses import fake_impls
 
-from ds_llama.simulator import accelerator, attention, sharding, standins
+from ds_llama.simulator import accelerator, attention, autocast, sharding, standins
+from ds_llama.zero import swap
 
 aten = torch.ops.aten
 
@@ -33,7 +34,9 @@ def apply(device: str) -> None:
     _convert_modules()
     _forget_streams()
     _attend_as_on_cuda()
+    _forget_casts()
     _load_stand_ins()
+    _swap_to_nowhere()
     _gather_without_views()
     if device == "sim":
         set_accelerator(accelerator.SimAccelerator())
@@ -117,6 +120,17 @@ def _attend_as_on_cuda() -> None:
     nn.functional.scaled_dot_product_attention = attention.attention
 
 
+def _forget_casts() -> None:
+    """What autocast keeps, torch lets go of in C++; `autocast` keeps its own."""
+    clear = torch.clear_autocast_cache
+
+    def clear_both() -> None:
+        clear()
+        autocast.forget()
+
+    torch.clear_autocast_cache = clear_both
+
+
 # --- DeepSpeed -------------------------------------------------------------------------------
 
 
@@ -134,6 +148,12 @@ def _load_stand_ins() -> None:
 def _allow_fp16() -> None:
     """DeepSpeed refuses fp16 where oneDNN has no fast kernels for it; here nothing is computed."""
     get_accelerator().is_fp16_supported = lambda: True  # type: ignore[method-assign]
+
+
+def _swap_to_nowhere() -> None:
+    """No disk is needed for files without content (`standins.Nvme`), and no one's is locked."""
+    swap._claim = lambda *_: None  # type: ignore[assignment]
+    swap._require_op = lambda: None  # type: ignore[assignment]
 
 
 def _believe_that_ranks_agree() -> None:

@@ -25,6 +25,7 @@ from typing import IO
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.config.run import Run
 from ds_llama.errors import CallError, DsLlamaError, RunError
+from ds_llama.simulator import refusals
 from ds_llama.simulator.result import Device, Request, Simulation
 
 TIMEOUT_S = 3600.0
@@ -78,7 +79,9 @@ def resolved(request: Request) -> Resolved:
         )
     if request.steps < 1:
         raise CallError(f"{request.steps} steps", where="steps", remedy="simulate at least 1")
-    return resolve(request.run, world, device="cuda" if request.device == "sim" else "cpu")
+    found = resolve(request.run, world, device="cuda" if request.device == "sim" else "cpu")
+    refusals.check(found)
+    return found
 
 
 class Simulator:

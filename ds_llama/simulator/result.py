@@ -66,7 +66,8 @@ class Simulation:
     `first_step`: those three of the first, in which the optimizer makes its state. Of the last too:
     `traffic` (bytes of each kind of collective), `moved` (`measure.traffic.Moved`) and `theory`
     (the collectives beside the paper's, `measure.theory`), `flops` of the model on this rank and
-    `hardware_flops`, what is computed twice among them.
+    `hardware_flops`, what is computed twice among them. `host_pinned_bytes`: the most host memory
+    that was page-locked at once; `nvme_bytes`: the files at the end.
     """
 
     world_size: int
@@ -82,6 +83,8 @@ class Simulation:
     theory: dict[str, Any] = field(default_factory=dict)
     flops: int | None = None
     hardware_flops: int | None = None
+    host_pinned_bytes: int = 0
+    nvme_bytes: int = 0
     warnings: tuple[str, ...] = ()
     film: Film | None = field(default=None, repr=False)
 
@@ -114,6 +117,8 @@ class Simulation:
             "theory": dict(self.theory),
             "flops": self.flops,
             "hardware_flops": self.hardware_flops,
+            "host_pinned_bytes": self.host_pinned_bytes,
+            "nvme_bytes": self.nvme_bytes,
             "warnings": list(self.warnings),
             "seconds": self.seconds,
         }

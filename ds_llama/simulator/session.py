@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ds_llama.config.resolve import Resolved, resolve
+from ds_llama.config.resolve import Resolved
 from ds_llama.measure import film, theory
 from ds_llama.measure.accounting import Account
 from ds_llama.measure.flops import Flops
@@ -18,7 +21,7 @@ from ds_llama.measure.phases import Bytes, Phase, merged
 from ds_llama.measure.traffic import Traffic
 from ds_llama.model import init
 from ds_llama.model.traits import traits_of
-from ds_llama.simulator import patches, world
+from ds_llama.simulator import patches, pinned, process, standins, world
 from ds_llama.simulator.result import Memory, Request, SimulatedPhase, Simulation
 from ds_llama.zero import construct, register
 from ds_llama.zero.step import Batch, take_step
@@ -27,9 +30,11 @@ from ds_llama.zero.step import Batch, take_step
 def simulate(request: Request) -> Simulation:
     """What `request` asks. Patches torch and DeepSpeed: only for a process that ends with it."""
     start = time.perf_counter()
-    resolved = resolve(
-        request.run, request.world_size, device="cuda" if request.device == "sim" else "cpu"
-    )
+    with tempfile.TemporaryDirectory(prefix="ds-llama-simulated-nvme-") as folder:
+        return _simulate(request, _swapping_to(folder, process.resolved(request)), start)
+
+
+def _simulate(request: Request, resolved: Resolved, start: float) -> Simulation:
     patches.apply(request.device)
     world.join(request.rank, request.world_size)
     account = Account(request.device, history=request.film != "no", stacks=request.film == "stacks")
@@ -66,9 +71,21 @@ def simulate(request: Request) -> Simulation:
         ).to_dict(),
         flops=flops.model,
         hardware_flops=flops.hardware,
+        host_pinned_bytes=pinned.peak_bytes(),
+        nvme_bytes=standins.NVME.now_bytes,
         warnings=tuple(f"{p.key}: {p.message}; {p.remedy}" for p in resolved.problems),
         film=film.of(account, begun) if request.film != "no" else None,
     )
+
+
+def _swapping_to(folder: str, resolved: Resolved) -> Resolved:
+    """The run with its NVMe elsewhere: DeepSpeed empties the folders that it will swap to."""
+    config = copy.deepcopy(resolved.deepspeed)
+    for name in ("offload_optimizer", "offload_param"):
+        section = config["zero_optimization"].get(name) or {}
+        if section.get("nvme_path"):
+            section["nvme_path"] = folder
+    return replace(resolved, deepspeed=config)
 
 
 def _fill_blocks(model: nn.Module, seed: int) -> None:

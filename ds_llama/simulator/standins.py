@@ -32,11 +32,9 @@ def load(builder: Any, verbose: bool = False) -> Any:
 
 @dataclass
 class Nvme:
-    """The simulated disk: sizes of its files, and bytes that went there and back."""
+    """The simulated disk: sizes of files. `measure.traffic` counts what goes there and back."""
 
     files: dict[str, int] = field(default_factory=dict)
-    read_bytes: int = 0
-    write_bytes: int = 0
 
     @property
     def now_bytes(self) -> int:
@@ -60,12 +58,10 @@ class AioHandle:
         self._parallelism, self._pending = intra_op_parallelism, 0
 
     def async_pread(self, buffer: torch.Tensor, path: str, offset: int) -> int:
-        NVME.read_bytes += buffer.nbytes
         self._pending += 1
         return 0
 
     def async_pwrite(self, buffer: torch.Tensor, path: str, offset: int) -> int:
-        NVME.write_bytes += buffer.nbytes
         NVME.files[path] = max(NVME.files.get(path, 0), offset + buffer.nbytes)
         self._pending += 1
         return 0
@@ -115,4 +111,5 @@ OPS: Mapping[str, Any] = {
     "fused_lion": SimpleNamespace(multi_tensor_lion=_nothing),
     "fused_lamb": SimpleNamespace(lamb=_lamb_coefficient),
     "async_io": SimpleNamespace(aio_handle=AioHandle),
+    "pin_memory": SimpleNamespace(),  # loaded before async_io, which shares its list
 }

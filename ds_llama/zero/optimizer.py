@@ -170,7 +170,7 @@ def _muon(section: Muon, groups: list[Group], offloaded: bool) -> torch.optim.Op
     # Imported here because the import prepares its kernels for compilation.
     from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
 
-    if world.device().type == "cpu":
+    if world.device().type != "cuda":
         # A compilation of half a minute, in every rank and in the middle of the first step.
         for name in (
             "muon_update",

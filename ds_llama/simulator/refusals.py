@@ -1,0 +1,53 @@
+"""Runs that cannot be simulated, known from their JSON; each with its reason."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ds_llama.config.resolve import Resolved
+from ds_llama.errors import ConfigError
+
+
+class _Refusal(NamedTuple):
+    key: str
+    why: str
+
+
+_REFUSED = (
+    _Refusal("zero_optimization.zenflow", "updates the optimizer in a process of its own"),
+    _Refusal(
+        "zero_optimization.offload_optimizer.super_offload",
+        "updates the optimizer in a process of its own",
+    ),
+    _Refusal("compile.deepcompile", "lets a compiler decide what is gathered when"),
+    _Refusal("zero_optimization.zero_quantized_weights", "packs weights in CUDA kernels"),
+    _Refusal(
+        "zero_optimization.zero_quantized_nontrainable_weights", "packs weights in CUDA kernels"
+    ),
+    _Refusal("zero_optimization.zero_quantized_gradients", "packs gradients in CUDA kernels"),
+)
+_WIDTHS = ("tensor_parallel.autotp_size", "sequence_parallel_size")
+
+
+def check(resolved: Resolved) -> None:
+    """ConfigError that names the first key of the DeepSpeed JSON which the simulator cannot do."""
+    for key, why in _REFUSED:
+        if _get(resolved.deepspeed, key):
+            raise _error(resolved, key, f"{key} {why}, and that cannot be simulated")
+    for key in _WIDTHS:
+        if (_get(resolved.deepspeed, key) or 1) > 1:
+            raise _error(resolved, key, f"{key} above 1 cannot be simulated: ranks would differ")
+
+
+def _error(resolved: Resolved, key: str, what: str) -> ConfigError:
+    return ConfigError(
+        what,
+        where=f"{resolved.run.deepspeed_path}:{key}",
+        remedy="simulate the run without it; what it saves is then not in the numbers",
+    )
+
+
+def _get(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree

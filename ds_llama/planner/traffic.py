@@ -86,7 +86,9 @@ def _flat(resolved: Resolved) -> Traffic:
     padded = _padded(total, world)
     collectives = {"all_reduce": rounds * total * sent}
     theory = {"all_reduce": total * sent}
-    if resolved.stage > 0:
+    if resolved.stage > 0 and world == 1:
+        theory = {"reduce_scatter": rounds * total * sent}
+    elif resolved.stage > 0:
         collectives["all_gather"] = padded * size
         theory = {"reduce_scatter": rounds * total * sent, "all_gather": total * size}
         if not zero.get("use_multi_rank_bucket_allreduce", True):
@@ -98,7 +100,8 @@ def _flat(resolved: Resolved) -> Traffic:
         share, steps = padded // world, resolved.accumulation_steps
         down, up = 4 * share, up + share * size
         if steps > 1 and not _compact(resolved):
-            down, up = down + steps * share * size, up + (steps - 1) * share * size
+            whole = _touched(gathers.weights(resolved.model), world) * size
+            down, up = down + steps * whole, up + (steps - 1) * whole
     return Traffic(collectives, calls, theory, up, down)
 
 
@@ -116,6 +119,8 @@ def _stage3(resolved: Resolved) -> Traffic:
         "all_gather": (rounds * found.elements + found.persistent_elements) * size,
         "reduce_scatter": rounds * held * world * sent,
     }
+    if world == 1:
+        del collectives["all_gather"]
     theory = {"all_gather": rounds * 2 * total * size, "reduce_scatter": rounds * total * sent}
     bucket = max(1, int(zero["reduce_bucket_size"]))
     # After the step each weight that persists is gathered by itself (stage3.py:2841).
@@ -148,9 +153,25 @@ def _tokens(resolved: Resolved) -> int:
 
 def _compact(resolved: Resolved) -> bool:
     """Whether a rank adds up its own part of the gradients on the device, in fp32, at stages 1 and
-    2 (stage_1_and_2.py:1259); else each micro-batch's go to the host and back."""
+    2 (stage_1_and_2.py:1259); else each micro-batch's go to the host and back (:1809)."""
     chosen = resolved.deepspeed.get("data_types", {}).get("grad_accum_dtype")
     return resolved.dtype != "float32" and element_bytes(chosen) == 4
+
+
+def _touched(sizes: dict[str, int], world: int) -> int:
+    """Elements of the weights that the first rank's part of each group touches, whole.
+
+    The groups are the matrices and the vectors, in the order in which they are registered.
+    """
+    vectors = {name: size for name, size in sizes.items() if name.endswith("norm")}
+    matrices = {name: size for name, size in sizes.items() if name not in vectors}
+    touched = 0
+    for group in (matrices, vectors):
+        part, before = sum(group.values()) / world, 0
+        for size in group.values():
+            touched += size if before < part else 0
+            before += size
+    return touched
 
 
 def _padded(elements: int, ranks: int) -> int:

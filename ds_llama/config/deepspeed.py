@@ -196,7 +196,8 @@ def _value(known: Key, value: Any, key: str, dialect: Dialect) -> Iterator[Probl
         if key not in FILLED:
             yield _unfilled(known, key)
         return
-    if value == "auto" and not known.auto and "str" not in known.kind.split("|"):
+    takes_text = "str" in known.kind.split("|") and (not known.choices or "auto" in known.choices)
+    if value == "auto" and not known.auto and not takes_text:
         if dialect == "deepspeed":
             yield _auto(known, key)
         return

@@ -149,7 +149,7 @@ def _type(value: Any) -> str:
     kind = value.get("type", "AdamW") if isinstance(value, Mapping) else getattr(value, "type", "")
     if not isinstance(value, (Mapping, OptimizerConfig)):
         return "AdamW"  # which says that an object is wanted
-    return kind if kind in TYPES else "unknown"
+    return kind if isinstance(kind, str) and kind in TYPES else "unknown"
 
 
 TYPES: dict[str, type[OptimizerConfig]] = {

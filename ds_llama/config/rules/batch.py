@@ -36,14 +36,14 @@ def product(context: Context) -> Iterator[Problem]:
 
 
 def _triple(size: int, parts: dict[str, int], unit: int) -> str:
-    """`8 = 2 micro x 4 ranks`, or with one part open, `8 = 2 micro x 4, on 1, 2 or 4 ranks`."""
+    """`8 = 2 micro x 4 ranks`, or with one part open, `8 = 2 micro x 4 (on 1 or 2 or 4 ranks)`."""
     named = " x ".join(f"{int(value)} {_SHORT[key]}" for key, value in parts.items())
     rest = size // unit
     if len(parts) == 2:
         return f"{size} = {named} x {rest} rank{'s' * (rest != 1)}"
     worlds = [str(ranks) for ranks in range(1, min(rest, 1024) + 1) if rest % ranks == 0]
     shown = " or ".join(worlds) if len(worlds) <= 6 else f"{', '.join(worlds[:5])} …"
-    return f"{size} = {named} x {rest}, on {shown} rank{'s' * (rest != 1)}"
+    return f"{size} = {named} x {rest} (on {shown} rank{'s' * (rest != 1)})"
 
 
 def _whole(value: float | None) -> int | None:

@@ -15,8 +15,9 @@ from ds_llama.config.problems import Problem
 from ds_llama.config.rules import Context
 
 _ZERO = "zero_optimization"
+# reduce_bucket_size is not given either; the deepspeed.json of a run has it at every stage.
 _NOT_GIVEN = (
-    *("contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "overlap_comm"),
+    *("contiguous_gradients", "reduce_scatter", "overlap_comm"),
     *("use_multi_rank_bucket_allreduce", "round_robin_gradients", "parameter_alignment"),
     *("ignore_unused_parameters", "elastic_checkpoint"),
 )
@@ -30,12 +31,13 @@ def _taken(context: Context) -> bool:
 
 
 def not_given(context: Context) -> Iterator[Problem]:
-    # A run's JSON has its buckets filled in for every stage.
-    if context.dialect == "run" or not _taken(context):
+    if not _taken(context):
         return
     for name in _NOT_GIVEN:
         known, value = ZERO.keys[name], context.get(f"{_ZERO}.{name}")
-        if isinstance(known, Key) and value is not None and value != known.default:
+        # Below stage 3 a null overlap_comm is false (runtime/zero/config.py `overlap_comm_valid`).
+        default = (known.default or False) if isinstance(known, Key) else False
+        if value is not None and value != default:
             yield Problem(
                 "no-effect-bf16-optimizer",
                 "error",

@@ -135,7 +135,8 @@ def deepcompile(context: Context) -> Iterator[Problem]:
             "DeepCompile does nothing at ZeRO stage 0",
             "take stage 1, 2 or 3, or remove the key",
         )
-    if context.dialect == "run" and context.has("activation_checkpointing"):
+    asked = context.run is not None and context.run.train.recompute is not None
+    if context.dialect == "run" and (asked or context.has("activation_checkpointing")):
         yield Problem(
             "deepcompile-recompute",
             "error",

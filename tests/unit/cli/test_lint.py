@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -174,3 +176,13 @@ def _children_s():
 
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def test_the_readme_shows_what_is_printed(capsys, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[3] / "README.md").read_text()
+    [shown] = re.findall(r"\$ ds-llama lint ds.json\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    content = {"offload_optimizer": {"device": "cpu"}, "zero_optimization": {"stage": 2}}
+    content |= {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 3}
+    Path("ds.json").write_text(json.dumps({**content, "gradient_clipping": 1.0}))
+    assert called(capsys, "ds.json") == (1, shown, "")

@@ -236,4 +236,18 @@ CASES = [
         {},
     ),
     ("changed-default", "gradient_clipping", {}, {"gradient_clipping": 0.0}, {}),
+    (
+        "changed-default",
+        "bf16.check_grad_overflow",
+        {**BF16, **zero(1)},
+        {"bf16": {"enabled": True, "check_grad_overflow": True}, **zero(1)},
+        {},
+    ),
+    (
+        "changed-default",
+        "zero_optimization.offload_optimizer.pin_memory",
+        zero(2, offload_optimizer={"device": "cpu"}),
+        zero(2, offload_optimizer={"device": "cpu", "pin_memory": True}),
+        {},
+    ),
 ]

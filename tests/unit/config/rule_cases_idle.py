@@ -109,9 +109,9 @@ CASES = [
     ),
     (
         "no-effect-bf16-optimizer",
-        "zero_optimization.reduce_bucket_size",
-        {**BF16, **zero(1, reduce_bucket_size=1e8), **FULL_SUMS},
-        {**BF16, **zero(1, reduce_bucket_size=1e8, offload_optimizer=CPU), **FULL_SUMS},
+        "zero_optimization.round_robin_gradients",
+        {**BF16, **zero(1, round_robin_gradients=True), **FULL_SUMS},
+        {**BF16, **zero(1, round_robin_gradients=True, offload_optimizer=CPU), **FULL_SUMS},
         {},
     ),
     (

@@ -4,14 +4,19 @@ import json
 import os
 import random
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_llama.cli.lint import command, exit_code, text
+from ds_llama.config import load_run, shipped
 from ds_llama.config.explain import stories
 from ds_llama.config.lint import Linter, is_run
+from ds_llama.config.resolve import resolve
+from ds_llama.errors import ConfigErrors
 from tests.unit.config.lint_seeds import EXAMPLES, SEEDS, VALUES, mutated, places
 
 HERE = Path("ds.json")
@@ -116,13 +121,17 @@ LINTERS = st.builds(
 )
 
 
+# Warnings in a script's file, which may do more than it says; errors in a run.
+STRICTER = {"number-alone", "partition-alone"}
+
+
 def check_report(report):
     """Whatever was read, there is a report that can be printed, and each problem is a whole one."""
     for problem in report.problems:
         assert problem.message
         assert problem.remedy
         assert problem.code in stories()
-        assert problem.severity == stories()[problem.code].severity
+        assert problem.severity == stories()[problem.code].severity or problem.code in STRICTER
     assert json.dumps(report.to_dict())
     assert text(report).isprintable() or "\n" in text(report)
     assert exit_code([report], strict=False) in (0, 1, 2)
@@ -192,6 +201,31 @@ def test_no_bytes_crash_it(content):
         file.write(content)
         file.flush()
         check_report(Linter().report(Path(file.name)))
+
+
+@pytest.mark.parametrize("value", [[], {}, [[]], None, 1, "", "Adam"])
+def test_a_type_that_is_no_name(write, tree, value):
+    """Found by a long run of the mutations."""
+    tree["optimizer"] = {"type": value}
+    check_report(lint(write("run.json", tree)))
+    check_report(lint(write("ds.json", {"optimizer": {"type": value}, "scheduler": tree})))
+
+
+def test_what_a_run_writes_is_clean(tree):
+    """Its run.json, and the effective DeepSpeed JSON as anybody's."""
+    seen = 0
+    for name in shipped.names():
+        for device in ("cuda", "cpu"):
+            run = {**tree, "deepspeed": name, "train": {"global_batch_size": 8}}
+            with suppress(ConfigErrors):
+                written = resolve(load_run(run), 2, device=device).to_json()
+                seen += 1
+                known = Linter(world_size=2, device=device)
+                for content in (written, written["deepspeed"]):
+                    found = known.problems(json.loads(json.dumps(content)), HERE)
+                    errors = [problem for problem in found if problem.severity == "error"]
+                    assert errors == [], name
+    assert seen > 25
 
 
 def test_what_is_no_file(tmp_path):

@@ -84,7 +84,7 @@ POSTED = {
     "deepspeedai/DeepSpeed#6914": (
         {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 3},
         "deepspeed",
-        {"train_batch_size": ("batch-product", "6 = 3 micro x 2, on 1 or 2 ranks")},
+        {"train_batch_size": ("batch-product", "6 = 3 micro x 2 (on 1 or 2 ranks)")},
     ),
     # "The memory remains the same. It doesn't work!"
     "deepspeedai/DeepSpeed#5704": (

@@ -42,6 +42,7 @@ def apply(device: str) -> None:
         set_accelerator(accelerator.SimAccelerator())
     else:
         _allow_fp16()
+        _scatter_as_gloo_does()
 
 
 # --- torch -----------------------------------------------------------------------------------
@@ -129,6 +130,20 @@ def _forget_casts() -> None:
         autocast.forget()
 
     torch.clear_autocast_cache = clear_both
+
+
+def _scatter_as_gloo_does() -> None:
+    """gloo reduce-scatters over a copy of the whole input: the operations that read its result,
+    aten.split and aten.copy_, are given a storage as large as that.
+    """
+    real = torch.distributed.reduce_scatter_tensor
+
+    def scatter(output: torch.Tensor, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        work = real(output, input, *args, **kwargs)
+        input.clone()
+        return work
+
+    torch.distributed.reduce_scatter_tensor = scatter
 
 
 # --- DeepSpeed -------------------------------------------------------------------------------

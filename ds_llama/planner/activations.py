@@ -94,15 +94,18 @@ def head(settings: Settings) -> Head:
     buffer = e * rows * vocabulary
     softmax = 2 * 4 * tile_rows * vocabulary
     block = min(_BLOCK, vocabulary) * width
-    product = 0 if tokens <= rows and narrow else block * (e if narrow else 4 + (e if e < 4 else 0))
+    sums = e if narrow else 4
+    block = min(_BLOCK, vocabulary) * width
+    # A chunk's product, which is added to the sum in the sum's dtype unless it is the first.
+    product = block * ((0 if narrow else e) if tokens <= rows else e + (4 if sums != e else 0))
     stretch = e * vocabulary * width if settings.resolved.dtype == "float16" else 0
-    scaled = min(_BLOCK, max(vocabulary, tokens)) * width * 8
+    # Scaled block by block in fp32: a copy, where it is not fp32 already, and the product.
+    of_weight = block * (4 if sums == 4 else 8)
+    of_hidden = min(_BLOCK, tokens) * width * (4 if e == 4 else 8)
     return Head(
         kept_hidden=e * tokens * width,
-        kept_weight=(e if narrow else 4) * vocabulary * width,
-        working=max(
-            stretch - (e if narrow else 4) * vocabulary * width, buffer + max(softmax, product)
-        )
+        kept_weight=sums * vocabulary * width,
+        working=max(stretch - sums * vocabulary * width, buffer + max(softmax, product))
         + 24 * tokens,
-        backward=scaled,
+        backward=max(of_weight, of_hidden - e * vocabulary * width),
     )

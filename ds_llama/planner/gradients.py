@@ -109,13 +109,14 @@ class FlatReducer(Reducer):
         self.sums = 0
         self.own = set[str]()
         self.share = max(shares(settings))
-        self.slices = dict[str, int]()  # ranks that have a part of a weight
+        # The first and the last rank that have a part of a weight.
+        self.owners: dict[str, tuple[int, int]] = {}
         for group, share in zip(settings.groups, shares(settings), strict=True):
             self.own |= {weight.name for weight in in_partition(group, settings.ranks)}
             start = 0
             for weight in group:
                 end = start + weight.elements
-                self.slices[weight.name] = (end - 1) // share - start // share + 1
+                self.owners[weight.name] = start // share, (end - 1) // share
                 start = end
 
     def begin(self, *, first: bool, boundary: bool) -> None:
@@ -184,7 +185,7 @@ class FlatReducer(Reducer):
     def _reduce(self) -> None:
         if not self.pending:
             return
-        settings, ledger = self.settings, self.ledger
+        settings = self.settings
         if self.compact and not self.partition and any(w.name in self.own for w in self.pending):
             self._hold_partition(4 * sum(shares(settings)))
         self._average()
@@ -195,17 +196,22 @@ class FlatReducer(Reducer):
             elif alone and settings.stage == 2:
                 self._free_whole(self.width * weight.elements)
         self.pending, self.elements = [], 0
-        del ledger
 
     def _average(self) -> None:
         """Slices that go to different ranks are joined, and converted if they travel otherwise."""
         settings = self.settings
         limit = min(self.elements, settings.bucket + -(-settings.largest // settings.ranks))
-        joined = self.width * limit if settings.ranks > 1 and settings.zero["reduce_scatter"] else 0
-        if len(self.pending) == 1 and self.slices[self.pending[0].name] == 1:
-            joined = 0
+        joined = 0 if not settings.zero["reduce_scatter"] or self._in_one_slice() else self.width
         sent = settings.communication_width
-        self.ledger.peek(_BUCKETS, joined + (sent * limit if sent != self.width else 0))
+        self.ledger.peek(_BUCKETS, limit * (joined + (sent if sent != self.width else 0)))
+
+    def _in_one_slice(self) -> bool:
+        """Whether all goes to one rank, and so needs no joining; a flat fp32 partition takes each
+        weight's part by itself (:1674)."""
+        if self.compact and len(self.pending) > 1:
+            return False
+        owners = {rank for weight in self.pending for rank in self.owners[weight.name]}
+        return len(owners) == 1
 
     def _copy(self, weight: Weight) -> None:
         """This rank's part of an averaged gradient to where the update finds it."""
@@ -242,7 +248,8 @@ class ShardedReducer(Reducer):
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         super().__init__(settings, ledger)
         self.pending: list[Weight] = []
-        self.elements = self.alone = 0
+        self.elements = self.alone = self.unswapped = 0
+        self.swapped = settings.resolved.offload_optimizer == "nvme"
 
     def ready(self, weight: Weight) -> None:
         settings = self.settings
@@ -260,7 +267,8 @@ class ShardedReducer(Reducer):
         self._reduce()
 
     def clear(self) -> None:
-        pass
+        self.ledger.free(_GRADIENTS, self.unswapped)
+        self.unswapped = 0
 
     def _reduce(self) -> None:
         """reduce_scatter_coalesced (runtime/comm/coalesced_collectives.py:81), then the copies."""
@@ -288,13 +296,28 @@ class ShardedReducer(Reducer):
         What goes to NVMe waits there for the others of its bucket.
         """
         settings, kept = self.settings, self.settings.accumulation_width
-        largest = max(padded(w.elements, settings.ranks) // settings.ranks for w in self.pending)
+        largest = max(self._slice(weight) for weight in self.pending)
         wide = settings.master_width if settings.master_width != kept else 0
-        waiting = (
-            settings.master_width * share if settings.resolved.offload_optimizer == "nvme" else 0
-        )
-        norm = _NORM_WIDTH * min(largest, 250_000_000)
-        return largest * kept + max(norm, largest * wide) + waiting
+        norm = (0 if kept == _NORM_WIDTH else _NORM_WIDTH) * min(largest, 250_000_000)
+        waiting = 0
+        if self.swapped:
+            waiting = wide * share if settings.on_cpu else settings.master_width * share
+            if self.boundary:
+                self._keep_unswapped(wide)
+        moved = 0 if settings.on_cpu else kept * largest
+        return moved + max(norm, wide * largest) + waiting
+
+    def _keep_unswapped(self, wide: int) -> None:
+        """Those too small for NVMe wait on the host until the update (optimizer_utils.py:247)."""
+        master = self.settings.master_width
+        if not self.settings.on_cpu:
+            wide = master
+        small = sum(s for s in map(self._slice, self.pending) if master * s < 2**20)
+        self.ledger.hold(_GRADIENTS, wide * small)
+        self.unswapped += wide * small
+
+    def _slice(self, weight: Weight) -> int:
+        return padded(weight.elements, self.settings.ranks) // self.settings.ranks
 
 
 def in_partition(group: Iterable[Weight], ranks: int) -> list[Weight]:

@@ -29,9 +29,7 @@ from ds_llama.planner.walk import Walk, Window
 
 __all__ = ["Memory", "PhaseMemory", "Terms", "memory"]
 
-_DRAWN = (
-    4 * 2**20
-)  # initial values are drawn in fp32 on the host, a block at a time (model/init.py)
+_BLOCK = 2**20  # elements; initial values are drawn in fp32 on the host (model/init.py)
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory
     with ledger.phase("construct"):
         states.construct()
         ledger.hold("other", activations(settings).rotary)  # made to be checked, construct.py:44
-        ledger.peek("other", _DRAWN, host=True)
+        ledger.peek("other", 4 * min(settings.largest, _BLOCK), host=True)
     with ledger.phase("initialise"):
         states.initialise()
     order = gathers.visits(settings.model, settings.recompute)
@@ -87,7 +85,7 @@ def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory
 
 
 def _windows(settings: Settings, order: list[gathers.Visit]) -> list[Window] | None:
-    alone = settings.ranks == 1 and settings.resolved.offload_param is None
+    alone = settings.ranks == 1 and (settings.on_cpu or settings.resolved.offload_param is None)
     if settings.stage < 3 or alone:  # alone, the slice is the weight
         return None
     sizes = gathers.weights(settings.model)

@@ -28,6 +28,7 @@ class States:
 
     def __init__(self, settings: Settings, ledger: Ledger, device_memory: int | None) -> None:
         self.settings, self.ledger, self.free_bytes = settings, ledger, device_memory
+        self.unswapped = 0  # bytes of slices that zero.Init left in host memory
         self.total = sum(weight.elements for weight in settings.weights)
         self.params_on_host = settings.resolved.offload_param is not None
 
@@ -179,9 +180,10 @@ class States:
             with ledger.held(_OTHER, e * weight.elements):
                 host = self.params_on_host and weight.group == 0
                 if index < len(settings.weights):
-                    if host and nvme:
+                    if host and nvme and e * share >= _LEAST_SWAP:
                         continue
                     if host:
+                        self.unswapped += e * share
                         self._hold_host(_PARAMETERS, e * share, "param")
                     else:
                         ledger.hold(_PARAMETERS, e * share)
@@ -204,10 +206,9 @@ class States:
         else:
             ledger.hold(_GRADIENTS, flat)
         # Each weight is gathered once, to hang its hook on (:1501).
-        if settings.ranks > 1 or self.params_on_host:
-            slice_ = padded(settings.largest, settings.ranks) // settings.ranks
-            moved = slice_ if self.params_on_host else 0
-            ledger.peek(_OTHER, settings.width * (settings.largest + moved))
+        moved = self.params_on_host and not settings.on_cpu
+        slice_ = padded(settings.largest, settings.ranks) // settings.ranks if moved else 0
+        ledger.peek(_OTHER, settings.width * (settings.largest + slice_))
         every = sum(settings.secondary(weight.elements) for weight in settings.weights)
         ledger.hold(_PARAMETERS, settings.width * every)
 
@@ -217,13 +218,12 @@ class States:
         With parameters on NVMe up to `max_in_cpu` elements stay on the host, and one sub-group more
         is needed to write the others (:997).
         """
-        settings, ledger, e = self.settings, self.ledger, self.settings.width
+        ledger, e = self.ledger, self.settings.width
         if not self.params_on_host:
             ledger.peek(_OTHER, e * self.slices, host=True)
             return
-        before = e * self.slices if settings.resolved.offload_param == "cpu" else 0
         self._hold_host(_PARAMETERS, e * self._flat_on_host(), "param")
-        ledger.free(_PARAMETERS, before, host=True)
+        ledger.free(_PARAMETERS, self.unswapped, host=True)
         if self._flat_on_host() < self.slices:
             self._hold_host(_BUCKETS, e * max(self._sub_groups()), "param")
 
@@ -273,10 +273,9 @@ class States:
     def _master(self, share: int, *, host: bool) -> None:
         """The converted slice is cloned (stage3.py:1160)."""
         master = self.settings.master_width * share
-        same = self.settings.width == self.settings.master_width and not host
-        if same and not self.settings.offloaded:
-            return  # the slice is the master
-        with self.ledger.held(_OTHER, master, host=host):
+        settings = self.settings
+        same = settings.width == settings.master_width and (settings.on_cpu or not host)
+        with self.ledger.held(_OTHER, 0 if same else master, host=host):
             self.ledger.hold(_MASTER, master, host=host)
 
     def _gradient_buffers(self) -> None:

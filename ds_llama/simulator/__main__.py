@@ -10,6 +10,7 @@ one of the package's errors.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -21,6 +22,15 @@ from typing import NamedTuple, NoReturn
 from ds_llama.errors import DsLlamaError, RunError
 from ds_llama.simulator.process import Outcome
 from ds_llama.simulator.result import Request
+
+# What a simulation comes to import, seconds of it: once here and not in every child.
+_AHEAD = (
+    "torch._dynamo",
+    "deepspeed.module_inject",
+    "deepspeed.runtime.superoffload",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "ds_llama.config.rules",
+)
 
 
 class _Child(NamedTuple):
@@ -36,6 +46,8 @@ def serve(connection: Connection) -> None:
     """Answer requests until whoever asks is gone."""
     from ds_llama.simulator import accelerator, session  # torch and DeepSpeed, once
 
+    for name in _AHEAD:
+        importlib.import_module(name)
     accelerator.register_device()
     gc.collect()
     gc.freeze()  # simulations collect at every phase, and need not look at all of torch

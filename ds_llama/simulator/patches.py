@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cpuinfo
 import torch
 from deepspeed.accelerator import get_accelerator, set_accelerator
 from deepspeed.ops.op_builder.builder import OpBuilder
@@ -156,8 +157,12 @@ def _gather_without_views() -> None:
 
 
 def _load_stand_ins() -> None:
-    """Compiled ops crash the process when they are given fake tensors; none is compiled here."""
+    """Compiled ops crash the process when they are given fake tensors; none is compiled here.
+
+    Their Python asks which processor this is, a second of subprocesses (cpu_adam.py:79).
+    """
     OpBuilder.load = standins.load
+    cpuinfo.get_cpu_info = dict
 
 
 def _allow_fp16() -> None:

@@ -166,5 +166,6 @@ def _environment() -> dict[str, str]:
         CUDA_VISIBLE_DEVICES="",
         OMP_NUM_THREADS="1",
         TORCH_CPP_LOG_LEVEL="ERROR",
+        TORCHINDUCTOR_COMPILE_THREADS="1",  # or importing it starts processes
     )
     return env

@@ -65,14 +65,14 @@ def plan(
     if strategy is not None:
         written.check_name(strategy, [row.name for row in rows])
     rows = [_with_largest(row, max) for row in rows]
-    made = _recommended(run, machine, rows, device)
+    made = _recommended(run, machine, rows)
     made = replace(made, refused=tuple(refused), hardware=None if device is None else device.key)
     if write is not None:
         written.write(write, made, strategy, force)
     return made
 
 
-def _recommended(run: Run, machine: Machine, rows: list[Strategy], device: Hardware | None) -> Plan:
+def _recommended(run: Run, machine: Machine, rows: list[Strategy]) -> Plan:
     order = recommend.ranked(rows)
     best = order[0].name if order else None
     second = order[1].name if len(order) > 1 else None
@@ -82,7 +82,7 @@ def _recommended(run: Run, machine: Machine, rows: list[Strategy], device: Hardw
     elif order:
         reason = recommend.reason(order, machine)
     else:
-        changes = tuple(_changes(run, machine, rows, device))
+        changes = tuple(_changes(run, machine, rows))
         reason = recommend.nothing_fits(rows, changes, machine)
     rule = recommend.rule(rows)
     return Plan(machine, None, tuple(rows), (), best, second, reason, behind, rule, changes)
@@ -126,15 +126,11 @@ def _with_largest(row: Strategy, what: str | None) -> Strategy:
     return row
 
 
-def _changes(
-    run: Run, machine: Machine, rows: list[Strategy], device: Hardware | None
-) -> Iterator[Change]:
-    """The first change of each kind that makes something fit, and what to take then."""
+def _changes(run: Run, machine: Machine, rows: list[Strategy]) -> Iterator[Change]:
+    """The first change of each kind that makes something fit, and what fits then."""
     own = next(row.candidate.resolved for row in rows if row.candidate.own)
-    for words, changed, larger in search.changes(run, own, machine):
-        order = recommend.ranked(_rows(changed, larger, device)[0])
-        if order:
-            yield Change(words, order[0].name, order[0].peak_bytes, larger.world_size)
+    for words, larger, fitting, held in search.changes(run, own, machine):
+        yield Change(words, fitting.name, held.device_peak.total, larger.world_size)
     hosts = [row for row in rows if row.fit.resource == "host" and row.device_fits]
     if hosts:
         least = min(hosts, key=lambda row: row.host_bytes)

@@ -11,7 +11,7 @@ from ds_llama.config.run import Run
 from ds_llama.errors import ConfigError
 from ds_llama.planner import strategies
 from ds_llama.planner.fit import Machine, headroom
-from ds_llama.planner.memory import memory
+from ds_llama.planner.memory import Memory, memory
 from ds_llama.planner.strategies import Candidate
 
 _MOST_SEQUENCES = 2**20
@@ -88,14 +88,37 @@ def largest(left: Callable[[int], int | None], most: int) -> int | None:
     return low
 
 
-def changes(run: Run, resolved: Resolved, machine: Machine) -> Iterator[tuple[str, Run, Machine]]:
-    """The least change of each kind that makes something fit: words, and what to plan instead."""
-    yield from first(smaller(run, resolved, machine), machine)
+Found = tuple[str, Machine, Candidate, Memory]
+
+
+def changes(run: Run, resolved: Resolved, machine: Machine) -> Iterator[Found]:
+    """The least change of each kind that makes something fit: words, and what fits then."""
+    found = first(list(smaller(run, resolved, machine)), machine)
+    if found is not None:
+        yield found
     for micro in dict.fromkeys((resolved.micro_batch_size, 1)):
         larger = larger_world(run, resolved, machine, micro)
         if larger is not None:
-            yield (_on(larger, run, resolved), *larger)
+            changed, world = larger
+            fitting = any_fits(changed, world)
+            assert fitting is not None
+            yield (_on(larger, run, resolved), world, *fitting)
             return
+
+
+def first(tried: list[tuple[str, Run]], machine: Machine) -> Found | None:
+    """The first of these under which something fits; each holds less than the one before."""
+    low, high = -1, len(tried)
+    best: tuple[Candidate, Memory] | None = None
+    while high - low > 1:
+        # The last first: where it does not help nothing does.
+        middle = high - 1 if high == len(tried) else (low + high) // 2
+        fitting = any_fits(tried[middle][1], machine)
+        if fitting is None and high == len(tried):
+            return None
+        low, high = (middle, high) if fitting is None else (low, middle)
+        best = fitting or best
+    return None if best is None else (tried[high][0], machine, *best)
 
 
 def _on(larger: tuple[Run, Machine], run: Run, resolved: Resolved) -> str:
@@ -107,14 +130,6 @@ def _on(larger: tuple[Run, Machine], run: Run, resolved: Resolved) -> str:
     if strategies.fixed_global_batch(run) and train.global_batch_size != resolved.global_batch_size:
         written.append(f"train.global_batch_size={train.global_batch_size}")
     return " ".join([f"on {larger[1].world_size:,} GPUs", *(["with"] * bool(written)), *written])
-
-
-def first(tried: Iterator[tuple[str, Run]], machine: Machine) -> Iterator[tuple[str, Run, Machine]]:
-    """The first of these under which something fits."""
-    for words, run in tried:
-        if any_fits(run, machine):
-            yield words, run, machine
-            return
 
 
 def smaller(run: Run, resolved: Resolved, machine: Machine) -> Iterator[tuple[str, Run]]:
@@ -157,10 +172,33 @@ def larger_world(
     return at(high)
 
 
-def any_fits(run: Run, machine: Machine) -> bool:
-    """Whether any strategy fits: of those that hold the least on a device or on a host."""
-    nvme = machine.nvme_bytes is not None
-    return any(
-        (left := spare(least, machine)) is not None and left >= 0
-        for least in strategies.least(run, nvme=nvme)
+def any_fits(run: Run, machine: Machine) -> tuple[Candidate, Memory] | None:
+    """The first strategy that fits, of those that hold the least on a device or on a host."""
+    for name, least in strategies.least(run, nvme=machine.nvme_bytes is not None):
+        try:
+            resolved = resolve(least, machine.world_size, device=machine.device)
+        except ConfigError:
+            continue
+        if hopeless(resolved, machine):
+            continue
+        held = memory(resolved)
+        if headroom(held, machine) >= 0:
+            return Candidate(name, least, resolved), held
+    return None
+
+
+def hopeless(resolved: Resolved, machine: Machine) -> bool:
+    """Whether weights, masters and moments alone are too much; the whole is not played then.
+
+    The ZeRO paper's bytes, with moments in half precision at the least: 2 + 2 + 2 of each kind.
+    """
+    total, world = resolved.model.num_parameters, resolved.world_size
+    weights = 2 * total // (world if resolved.stage == 3 else 1)
+    states = 4 * total // (world if resolved.stage else 1)
+    on_host = states * (resolved.offload_optimizer == "cpu")
+    on_host += weights * (resolved.offload_param == "cpu")
+    on_device = states * (resolved.offload_optimizer is None)
+    on_device += weights * (resolved.offload_param is None)
+    return on_device > (machine.gpu_bytes or on_device) or (
+        on_host * machine.ranks_per_node > (machine.host_bytes or on_host * machine.ranks_per_node)
     )

@@ -94,20 +94,18 @@ def candidates(
     return found, refused
 
 
-def least(run: Run, *, nvme: bool) -> Iterator[Run]:
+def least(run: Run, *, nvme: bool) -> Iterator[tuple[str, Run]]:
     """`run` under the strategies that hold the least, on the devices or on the hosts.
 
     No other fits where none of these does: what they shard the others hold whole, and without
-    recomputation more is held.
+    recomputation more is held. The one that moves the fewest bytes comes first.
     """
-    path = _nvme_path(run.deepspeed)
-    for name in (*(NVME_NAMES if nvme or path else ()), *NAMES[::-1]):
-        *_, (_, variant) = _variants(
-            name, with_strategy(run, name, path), fixed=fixes_recompute(run)
-        )
+    path, fixed = _nvme_path(run.deepspeed), fixes_recompute(run)
+    for name in (*NAMES, *(NVME_NAMES if nvme or path else ())):
+        *_, (label, variant) = _variants(name, with_strategy(run, name, path), fixed=fixed)
         if name not in ("zero0", "zero1", "zero1_offload"):
-            yield variant
-    yield run
+            yield label, variant
+    yield "own", run
 
 
 def own_candidate(run: Run, world_size: int, *, device: str = "cuda") -> Candidate:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_llama.config.deepspeed import BATCH_KEYS
+from ds_llama.config.deepspeed import BATCH_KEYS, check
 from ds_llama.config.fill import one_spelling
 from ds_llama.config.problems import did_you_mean
 from ds_llama.errors import CallError
@@ -41,7 +41,17 @@ def deepspeed_json(candidate: Candidate) -> dict[str, Any]:
     if "data_types" in resolved:
         tree["data_types"] = resolved["data_types"]
     order = list(resolved)
-    return {key: tree[key] for key in sorted(tree, key=order.index)}
+    tree = {key: tree[key] for key in sorted(tree, key=order.index)}
+    return _without_idle(tree)
+
+
+def _without_idle(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without the sizes of which a rule says that they do nothing beside what else is there."""
+    zero = tree["zero_optimization"]
+    problems = check(tree, dialect="deepspeed")
+    idle = {problem.key.rpartition(".")[2] for problem in problems if problem.severity == "error"}
+    kept = {key: value for key, value in zero.items() if key not in idle & _SIZES}
+    return {**tree, "zero_optimization": kept}
 
 
 def _said(resolved: Mapping[str, Any], source: Mapping[str, Any], more: set[str]) -> dict[str, Any]:

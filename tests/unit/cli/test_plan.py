@@ -69,10 +69,10 @@ def test_every_line_is_within_the_terminal(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     out = printed(capsys, run_file, *FULL[1:], "--price", "2.5", "--max", "sequence")
-    assert max(len(line) for line in out.splitlines()) <= max(width, 40)
+    assert max(len(line) for line in out.splitlines()) <= width
     assert "\x1b" not in out
     for name in ("zero1", "zero3_offload_optimizer", "zero3_nvme"):
-        assert sum(line[2:].startswith(f"{name} ") for line in out.splitlines()) >= 1
+        assert any(line[2:].split(" ")[0] == name for line in out.splitlines())
 
 
 def test_what_has_no_room_is_named(run_file: str) -> None:
@@ -95,12 +95,12 @@ def rows(out: str) -> dict[str, list[str]]:
 def test_numbers_are_the_plans(run_file: str) -> None:
     plan = dl.plan(run_file, world_size=8, hardware="h100", host_memory="512GiB")
     found = rows(text(plan, 200))
-    for name, cells in found.items():
-        row = plan.strategy(name)
+    for name in found.keys() - {"+recompute"}:
+        row, cells = plan.strategy(name), found[name]
         assert row is not None
         assert float(cells[0]) == pytest.approx(row.peak_bytes / 2**30, abs=0.06)
         assert float(cells[1]) == pytest.approx(row.memory.device_steady.total / 2**30, abs=0.06)
-        assert cells[-1] == "fits"
+        assert cells[-1] == "fits" if row.fit.verdict == "fits" else cells[-2] == "no:"
 
 
 def test_recomputation_is_shown_where_it_is_needed(run_file: str) -> None:
@@ -197,14 +197,6 @@ print(code, time.process_time() - started, sorted(heavy), file=sys.stderr)
 """
 
 
-def seconds_of(code: str, *words: str) -> tuple[float, str]:
-    started = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
-    )
-    return time.perf_counter() - started, done.stderr
-
-
 def test_without_torch_and_soon(tmp_path: Path) -> None:
     """Processor time, which a machine that is shared does not stretch; every preset in one call."""
     largest: dict[str, Any] = {
@@ -216,10 +208,15 @@ def test_without_torch_and_soon(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps(largest))
     words = ["--world-size", "64", "--hardware", "h100", "--host-memory", "1TiB", "--nvme", "8TiB"]
-    _, said = seconds_of(_TIMED, "plan", str(path), *words)
-    code, spent, heavy = said.split(maxsplit=2)
+    done = subprocess.run(
+        [sys.executable, "-c", _TIMED, "plan", str(path), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code, spent, heavy = done.stderr.split(maxsplit=2)
     assert (code, heavy.strip()) == ("0", "[]")
-    assert float(spent) < 1.0
+    assert float(spent) < 3.0
 
 
 @pytest.mark.parametrize("preset", presets())
@@ -227,7 +224,7 @@ def test_every_preset(preset: str) -> None:
     tree = {"model": {"preset": preset}, "data": {"train": "x"}}
     started = time.process_time()
     plan = dl.plan(tree, world_size=1024, hardware="h200", host_memory="2TiB")
-    assert time.process_time() - started < 1.0
+    assert time.process_time() - started < 3.0
     assert plan.recommended is not None
 
 

@@ -173,7 +173,9 @@ def test_each_change_that_is_named_makes_it_fit() -> None:
     found = {each.change: each for each in plan.changes}
     larger = next(each for each in plan.changes if each.change.startswith("on "))
     again = dl.plan(given, world_size=larger.world_size, gpu_memory="80GiB", host_memory="512GiB")
-    assert again.recommended == larger.strategy
+    row = again.strategy(larger.strategy)
+    assert row is not None
+    assert (row.fit.verdict, row.peak_bytes) == ("fits", larger.peak_bytes)
     before = dl.plan(
         given, world_size=larger.world_size - 8, gpu_memory="80GiB", host_memory="512GiB"
     )
@@ -194,7 +196,9 @@ def test_a_smaller_micro_batch_is_tried_before_a_shorter_sequence() -> None:
         world_size=8,
         gpu_memory="40GiB",
     )
-    assert again.recommended == plan.changes[0].strategy
+    row = again.strategy(plan.changes[0].strategy)
+    assert row is not None
+    assert (row.fit.verdict, row.peak_bytes) == ("fits", plan.changes[0].peak_bytes)
 
 
 def test_recomputation_that_the_run_forbids_is_the_first_change() -> None:

@@ -277,16 +277,16 @@ class ShardedReducer(Reducer):
         settings, ranks = self.settings, self.settings.ranks
         sent, kept = settings.communication_width, settings.accumulation_width
         whole = sum(padded(weight.elements, ranks) for weight in self.pending)
-        converted = sent * self.elements if sent != settings.width else 0
+        # What is in the bucket has its dtype; what is larger is converted.
+        converted = sent * self.alone // settings.width if sent != settings.width else 0
         single = len(self.pending) == 1 and self.elements % ranks == 0
-        joined = 0 if single else sent * whole
+        joined = 0 if single or not settings.zero["reduce_scatter"] else sent * whole
+        gloo = sent * whole if settings.on_cpu else 0  # it scatters out of a buffer of its own
+        self.ledger.peek(_BUCKETS, converted + joined + gloo)
         share = whole // ranks
         scattered = kept * share if kept != sent else 0
-        if not settings.zero["reduce_scatter"]:
-            converted, joined, scattered = converted, 0, 0
-        self.ledger.peek(_BUCKETS, converted + joined + scattered)
-        if settings.offloaded:
-            self.ledger.peek(_OTHER, joined + converted + self._offload(share))
+        offload = self._offload(share) if settings.offloaded else 0
+        self.ledger.peek(_BUCKETS, converted + joined + scattered + offload)
         self.ledger.free(_GRADIENTS, self.alone)
         self.pending, self.elements, self.alone = [], 0, 0
 

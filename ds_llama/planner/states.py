@@ -223,7 +223,7 @@ class States:
             ledger.peek(_OTHER, e * self.slices, host=True)
             return
         self._hold_host(_PARAMETERS, e * self._flat_on_host(), "param")
-        ledger.free(_PARAMETERS, self.unswapped, host=True)
+        ledger.free(_PARAMETERS, min(self.unswapped, e * self._flat_on_host()), host=True)
         if self._flat_on_host() < self.slices:
             self._hold_host(_BUCKETS, e * max(self._sub_groups()), "param")
 

@@ -83,14 +83,14 @@ def _columns(plan: Plan, rows: Sequence[Strategy], scale: int) -> list[Column]:
     """Those that have something to say for these rows."""
 
     def size(value: int) -> str:
-        return _number(value / scale) if value else "-"
+        return _number(value / scale)
 
     columns = [
         Column("strategy", 0, lambda row: _label(plan, row)),
         Column("peak", 1, lambda row: size(row.peak_bytes)),
         Column("rest", 7, lambda row: size(row.memory.device_steady.total)),
     ]
-    if any(row.host_bytes for row in rows):
+    if any(row.host_bytes >= scale / 20 for row in rows):
         columns.append(Column("host", 4, lambda row: size(row.host_bytes)))
         columns.append(Column("pinned", 9, lambda row: size(row.pinned_bytes)))
     if any(row.nvme_bytes for row in rows):
@@ -128,12 +128,12 @@ def _split(plan: Plan, rows: Sequence[Strategy], scale: int) -> list[Column]:
     def column(term: str) -> Column:
         def cell(row: Strategy) -> str:
             value: int = getattr(row.memory.device_peak, term)
-            return _number(value / scale) if value else "-"
+            return _number(value / scale)
 
         return Column(_TERMS[term], 1 + order.index(term), cell)
 
     names = Column("strategy", 0, lambda row: _label(plan, row))
-    return [names, *[column(term) for term in _TERMS if largest[term]]]
+    return [names, *[column(term) for term in _TERMS if largest[term] >= scale / 20]]
 
 
 def _notes(plan: Plan, rows: Sequence[Strategy], unit: str, dropped: Sequence[str]) -> list[str]:
@@ -202,6 +202,8 @@ def _unit(rows: Sequence[Strategy]) -> tuple[int, str]:
 
 
 def _number(value: float) -> str:
+    if value < 0.05:
+        return "-"
     return f"{value:,.1f}" if value < 99.95 else f"{value:,.0f}"
 
 

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 from ds_llama.planner.fit import Machine
 from ds_llama.planner.plan import Change, Strategy
-from ds_llama.planner.strategies import Candidate
 from ds_llama.units import format_bytes, format_count
 
-# Below this the time model cannot tell two strategies apart.
-SAME_TIME = 0.02
+# Below this the time model cannot tell two strategies apart, and the simpler one is taken.
+SAME_TIME = 0.05
 
 RULE_BY_TIME = (
-    f"the fastest that fits; of those within {SAME_TIME:.0%} of it the one that moves the fewest "
-    "bytes, then the one with the smallest peak"
+    f"the fastest that fits; of those within {SAME_TIME:.0%} of it one without offload, then the "
+    "one that moves the fewest bytes, then the one with the smallest peak"
 )
 RULE_BY_BYTES = (
     "without --hardware no speed is predicted: of those that fit the one that moves the fewest "
@@ -31,12 +30,12 @@ def ranked(rows: Sequence[Strategy]) -> list[Strategy]:
     """The rows that fit, the best first."""
     fitting = [row for row in rows if row.fit.verdict == "fits"]
     if not _timed(rows):
-        return sorted(fitting, key=lambda row: (row.moved_bytes, _recompute(row), row.peak_bytes))
+        return sorted(fitting, key=_by_bytes)
     left, order = fitting, list[Strategy]()
     while left:
         fastest = max(_speed(row) for row in left)
         same = [row for row in left if _speed(row) >= fastest * (1 - SAME_TIME)]
-        best = min(same, key=lambda row: (row.moved_bytes, _recompute(row), row.peak_bytes))
+        best = min(same, key=lambda row: (_offloads(row), *_by_bytes(row)))
         order.append(best)
         left = [row for row in left if row is not best]
     return order
@@ -46,13 +45,16 @@ def reason(order: Sequence[Strategy], machine: Machine) -> str:
     """Why the first of what `ranked` gave."""
     best, count = order[0], len(order)
     among = f"of the {count} that fit"
-    faster = any(_speed(row) > _speed(best) for row in order)
+    fastest = max(_speed(row) for row in order)
     if count == 1:
         why = "the only one that fits"
     elif best.tokens_per_s is None:
         why = f"moves the fewest bytes in a step {among}"
-    elif faster:
-        why = f"within {SAME_TIME:.0%} of the fastest {among}, and moves the fewest bytes of those"
+    elif fastest > _speed(best):
+        alike = [row for row in order if _speed(row) >= fastest * (1 - SAME_TIME)]
+        least = "does not offload" if _offloads(best) < max(map(_offloads, alike)) else ""
+        least = least or "moves the fewest bytes"
+        why = f"within {SAME_TIME:.0%} of the fastest {among}, and {least}"
     else:
         why = f"the fastest {among}"
     return f"{best.name}: {why}; {_numbers(best, machine)}."
@@ -141,6 +143,10 @@ def _speed(row: Strategy) -> float:
     return row.tokens_per_s or 0.0
 
 
-def _recompute(row: Strategy) -> bool:
-    candidate: Candidate = row.candidate
-    return candidate.recompute
+def _by_bytes(row: Strategy) -> tuple[int, bool, int]:
+    return row.moved_bytes, row.candidate.recompute, row.peak_bytes
+
+
+def _offloads(row: Strategy) -> bool:
+    resolved = row.candidate.resolved
+    return resolved.offload_optimizer is not None or resolved.offload_param is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as jsons
+import os
+import shutil
 import sys
 from dataclasses import replace
 from enum import Enum
@@ -182,7 +184,7 @@ def _fix(
         fixed = fix_file(linter, path)
         target = output or (path if in_place else path.with_suffix(".fixed.json"))
         if fixed.applied:
-            _write(target, fixed.text)
+            _write(target, fixed.text, over=in_place)
         reports.append(fixed.report)
         written = str(target) if fixed.applied else None
         applied = [problem.to_dict() for problem in fixed.applied]
@@ -196,11 +198,17 @@ def _fix(
     return exit_code(reports, strict)
 
 
-def _write(path: Path, content: str) -> None:
+def _write(path: Path, content: str, *, over: bool) -> None:
+    """over: the file is the only copy there is, so it is replaced when the new one is whole."""
     from ds_llama.errors import CallError
 
+    real = path.resolve() if over else path
+    new = real.with_name(f".{real.name}.new") if over else real
     try:
-        path.write_text(content, encoding="utf-8")
+        new.write_text(content, encoding="utf-8")
+        if over:
+            shutil.copymode(real, new)
+            os.replace(new, real)
     except OSError as error:
         raise CallError(
             f"cannot be written: {(error.strerror or str(error)).lower()}",

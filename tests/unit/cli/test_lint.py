@@ -53,6 +53,17 @@ def test_fix_elsewhere_and_in_place(capsys, file, tmp_path):
     assert not (tmp_path / "other.fixed.json").exists()
 
 
+def test_in_place_keeps_the_mode_and_follows_a_link(capsys, file, tmp_path):
+    file.chmod(0o640)
+    link = tmp_path / "link.json"
+    link.symlink_to(file)
+    assert called(capsys, "--fix", "--in-place", link)[0] == 0
+    assert link.is_symlink()
+    assert file.read_text() == RIGHT
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert {path.name for path in tmp_path.iterdir()} == {"ds.json", "link.json"}
+
+
 def test_fix_reports_what_it_leaves(capsys, file):
     file.write_text('{"bf16": {"enabled": true}, "zero_optimisation": {"stage": 0}}')
     code, out, _ = called(capsys, "--fix", "--json", file)

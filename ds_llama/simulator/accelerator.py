@@ -14,6 +14,7 @@ from torch.utils import backend_registration
 from ds_llama.simulator import autocast, pinned
 
 NAME = "sim"
+_kernels: list[torch.library.Library] = []  # what they register ends with them
 
 
 class SimModule(backend_registration._DummyBackendModule):
@@ -27,6 +28,10 @@ def register_device() -> None:
     """Make torch know devices called "sim"; once in a process, before any tensor is made there."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=SimModule())
     autocast.register()
+    # Elsewhere than on CPU and CUDA torch takes this one apart, into seven results of its size.
+    kernels = torch.library.Library("aten", "IMPL", "PrivateUse1")
+    kernels.impl("silu_backward", lambda grad, x: torch.empty_like(x))
+    _kernels.append(kernels)
 
 
 class Nothing:
@@ -71,6 +76,10 @@ class SimAccelerator(CPU_Accelerator):
 
     def device_count(self) -> int:
         return 1
+
+    def available_memory(self, device_index: int | None = None) -> int:
+        """Room for everything: what a run holds must not depend on where it is simulated."""
+        return 2**60
 
     def on_accelerator(self, tensor: torch.Tensor) -> bool:
         return tensor.device.type == NAME

@@ -1,0 +1,270 @@
+"""Memory as `ds-llama plan` predicts it, against the simulator and against measurement.
+
+    python benchmarks/plan_error.py                    a stratified sample, shallow models and whole
+    python benchmarks/plan_error.py --quick            the cells that the suite simulates again
+    python benchmarks/plan_error.py --full             the large models at their full depth too
+    python benchmarks/plan_error.py --from FILE        predict again what FILE has simulated
+
+A cell is a strategy, a model (whole, or with fewer layers: a layer costs the plan what it costs the
+engine), a world, a sequence length, a micro-batch, and what is recomputed. Prints the worst and the
+median error of each strategy, and writes every cell's bytes to FILE. The measured side is the CPU
+matrix of `memory_matrix.py`, total bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ds_llama.config.load import load_run
+from ds_llama.config.resolve import resolve, versions
+from ds_llama.config.run import Run
+from ds_llama.errors import DsLlamaError
+from ds_llama.planner.memory import Memory, memory
+from ds_llama.simulator.process import Simulator
+from ds_llama.simulator.result import Request, Simulation
+
+RESULT = Path(__file__).parent / "results" / "plan_error.json"
+MATRIX = Path(__file__).parent / "results" / "memory_matrix.json"
+BOUND, MATRIX_BOUND = 0.03, 0.02
+NOTHING = 64 * 2**20  # bytes below which host memory is loss, labels and flags: no error is taken
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One comparison. `layers` and `vocabulary`: instead of the preset's own."""
+
+    strategy: str
+    preset: str
+    layers: int | None = 2
+    world: int = 8
+    sequence: int = 2048
+    micro_batch: int = 1
+    accumulation: int = 1
+    recompute: str | None = None
+    every: int = 1
+    vocabulary: int | None = None
+
+    def run(self, folder: str = "unused") -> Run:
+        """The cell as a run; `folder` is what it would swap to."""
+        model: dict[str, Any] = {"preset": self.preset}
+        if self.layers is not None:
+            model["num_hidden_layers"] = self.layers
+        if self.vocabulary is not None:
+            model["vocab_size"] = self.vocabulary
+        size = self.micro_batch * self.accumulation * self.world
+        train: dict[str, Any] = {"steps": 3, "micro_batch_size": self.micro_batch}
+        train["global_batch_size"] = size
+        if self.recompute is not None:
+            train["recompute"] = {"part": self.recompute, "every": self.every}
+        offloads = ("offload_optimizer", "offload_param")
+        places = [f"deepspeed.zero_optimization.{name}.nvme_path={folder}" for name in offloads]
+        named = {"zero3_nvme": places, "zero3_nvme_optimizer": places[:1]}
+        model["max_position_embeddings"] = max(131072, self.sequence)
+        tree = {
+            "model": model,
+            "data": {"train": "unused", "sequence_length": self.sequence},
+            "optimizer": {"lr": 1e-4},
+            "train": train,
+            "deepspeed": self.strategy,
+        }
+        return load_run(tree, *named.get(self.strategy, ()))
+
+    @property
+    def steps(self) -> int:
+        """Until ZeRO-3 prefetches: from its third micro-batch on."""
+        return 3 if self.accumulation == 1 else 2
+
+
+QUICK = (
+    Cell("zero1", "tiny", None, world=4, sequence=256),
+    Cell("zero2", "tiny", None, world=16, sequence=256, micro_batch=4, recompute="block"),
+    Cell("zero3", "tiny", None, world=16, sequence=512, micro_batch=2),
+    Cell("zero3_offload", "tiny", None, world=4, sequence=256, accumulation=2),
+)
+
+
+def sample() -> list[Cell]:
+    """Every strategy at a 7B's and an 8B's shapes, then each axis by itself, then whole models."""
+    cells = [*QUICK]
+    names = ("zero0", "zero1", "zero1_offload", "zero2", "zero2_offload", "zero2_fp16")
+    names += ("zero2_bf16_states", "zero3", "zero3_offload_optimizer", "zero3_offload")
+    names += ("zero3_twinflow", "zero3_hpz", "zero3_nvme_optimizer", "zero3_nvme")
+    for index, name in enumerate(names):
+        preset = ("llama-2-7b", "llama-3-8b")[index % 2]
+        cells.append(Cell(name, preset, world=(8, 16)[name == "zero3_hpz"]))
+    for world in (1, 2, 64, 1024):
+        cells.append(Cell("zero3", "llama-2-7b", world=world, recompute="block"))
+        cells.append(Cell("zero2", "llama-2-7b", world=world, accumulation=2))
+    for sequence in (512, 8192, 32768):
+        cells.append(Cell("zero3", "llama-3.2-1b", sequence=sequence))
+        cells.append(Cell("zero1", "llama-2-7b", sequence=sequence, recompute="block"))
+    for micro_batch in (2, 8):
+        cells.append(Cell("zero2", "llama-3-8b", micro_batch=micro_batch))
+        cells.append(Cell("zero3_offload", "llama-2-7b", micro_batch=micro_batch))
+    for part, every in (("attention", 1), ("mlp", 1), ("block", 2)):
+        cells.append(Cell("zero3", "llama-3-8b", 4, recompute=part, every=every, micro_batch=2))
+    cells.append(Cell("zero2", "llama-2-7b", vocabulary=128256))
+    cells.append(Cell("zero3", "llama-3-8b", vocabulary=32000))
+    for preset, world in (("llama-13b", 16), ("llama-3.1-70b", 64), ("llama-3.1-405b", 128)):
+        cells.append(Cell("zero3", preset, world=world, sequence=4096, recompute="block"))
+        cells.append(Cell("zero1", preset, world=world, sequence=4096, recompute="block"))
+    for name in ("zero1", "zero2", "zero3", "zero3_offload"):
+        cells.append(Cell(name, "llama-3.2-1b", None, world=8))
+    return cells
+
+
+def large() -> list[Cell]:
+    """Whole models; a minute or more each."""
+    wholes = [
+        ("llama-2-7b", 64, 2048),
+        ("llama-3.1-70b", 512, 8192),
+        ("llama-3.1-405b", 1024, 8192),
+    ]
+    return [
+        Cell(name, preset, None, world=world, sequence=sequence, recompute="block")
+        for preset, world, sequence in wholes
+        for name in ("zero3", "zero2")
+    ]
+
+
+def simulated(cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, int] | str]]:
+    """Each cell with its simulated peaks, or with the reason why there are none."""
+    with tempfile.TemporaryDirectory() as folder, Simulator() as simulator:
+        for cell in cells:
+            request = Request(cell.run(folder), cell.world, "sim", 0, cell.steps)
+            [outcome] = simulator.outcomes([request])
+            if isinstance(outcome, Simulation):
+                yield cell, outcome.peak
+            else:
+                yield cell, str(outcome).splitlines()[0]
+
+
+def predicted(cell: Cell) -> Memory:
+    """What the plan says of a cell."""
+    return memory(resolve(cell.run(), cell.world))
+
+
+def row_of(cell: Cell, peaks: dict[str, int]) -> Row:
+    """A cell's bytes, both ways, and the errors: (predicted - simulated) / simulated."""
+    plan = predicted(cell)
+    row: Row = {"cell": asdict(cell), "simulated": peaks}
+    row["predicted"] = {
+        "device_bytes": plan.device_peak.total,
+        "host_bytes": plan.host_peak_bytes,
+    }
+    row["error"] = {
+        place: row["predicted"][place] / peaks[place] - 1
+        for place in ("device_bytes", "host_bytes")
+        if peaks[place] > NOTHING or place == "device_bytes"
+    }
+    return row
+
+
+def worst(row: Row) -> float:
+    """The larger of a row's errors."""
+    return max(abs(error) for error in row["error"].values())
+
+
+def matrix_rows() -> list[Row]:
+    """The measured CPU matrix with what the plan says of each cell, in total bytes."""
+    from ds_llama.selftest.cells import Cell as MatrixCell
+    from ds_llama.selftest.memory import memory_run
+
+    rows = []
+    for row in json.loads(MATRIX.read_text())["rows"]:
+        keys = ("precision", "stage", "offload", "recompute", "accumulation")
+        cell, world = MatrixCell(**{key: row[key] for key in keys}), row["world_size"]
+        with tempfile.TemporaryDirectory() as folder:
+            run = memory_run(cell, Path(folder), world)
+            plan = memory(resolve(run, world, device="cpu")).total_peak_bytes
+        parts = [*row["measured"]["phases"], *row["measured"]["first_step"]]
+        real = max(phase["total"]["peak_bytes"] for phase in parts)
+        name = f"{row['cell']}-world{world}"
+        rows.append({"cell": name, "measured": real, "predicted": plan, "error": plan / real - 1})
+    return rows
+
+
+def summary(rows: Iterable[Row], matrix: Sequence[Row]) -> dict[str, Any]:
+    """Worst and median of each strategy, of all, and of the measured matrix."""
+    by_name: dict[str, list[float]] = {}
+    for row in rows:
+        by_name.setdefault(row["cell"]["strategy"], []).append(worst(row))
+    everything = [error for errors in by_name.values() for error in errors]
+    table = {**dict(sorted(by_name.items())), "all": everything}
+    table["measured on CPU"] = [abs(row["error"]) for row in matrix]
+    return {
+        name: {"cells": len(errors), "worst": max(errors), "median": statistics.median(errors)}
+        for name, errors in table.items()
+        if errors
+    }
+
+
+def printed(found: dict[str, Any]) -> str:
+    """The summary as a table."""
+    lines = [f"{'strategy':26} {'cells':>5} {'worst':>8} {'median':>8}"]
+    for name, row in found.items():
+        worst_, median = (f"{100 * row[key]:.2f} %" for key in ("worst", "median"))
+        lines.append(f"{name:26} {row['cells']:5} {worst_:>8} {median:>8}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--again", action="store_true", help="simulate what FILE has too")
+    parser.add_argument("--from", dest="source", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    source = arguments.source or arguments.out
+    known = json.loads(source.read_text())["rows"] if source.exists() else []
+    peaks = {Cell(**row["cell"]): row["simulated"] for row in known}
+    cells = list(QUICK) if arguments.quick else sample()
+    cells += large() if arguments.full else []
+    if arguments.source is not None:
+        cells = list(peaks)
+    refused = {}
+    for cell, outcome in simulated([c for c in cells if arguments.again or c not in peaks]):
+        if isinstance(outcome, dict):
+            peaks[cell] = outcome
+            print(f"{worst(row_of(cell, outcome)):8.2%}  {cell}", flush=True)
+        else:
+            refused[str(cell)] = outcome
+            print(f"   none  {cell}: {outcome}", flush=True)
+        _write(arguments.out, peaks, refused)
+    rows, matrix = _write(arguments.out, peaks, refused)
+    print(printed(summary(rows, matrix)))
+    return int(any(worst(row) > BOUND for row in rows))
+
+
+def _write(
+    out: Path, peaks: dict[Cell, dict[str, int]], refused: dict[str, str]
+) -> tuple[list[Row], list[Row]]:
+    rows = []
+    for cell, found in peaks.items():
+        try:
+            rows.append(row_of(cell, found))
+        except DsLlamaError as error:
+            refused[str(cell)] = str(error)
+    matrix = matrix_rows() if MATRIX.exists() else []
+    content = {
+        "versions": versions(),
+        "summary": summary(rows, matrix),
+        "refused": refused,
+        "rows": rows,
+        "matrix": matrix,
+    }
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    return rows, matrix
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -63,6 +63,11 @@ class Ledger:
         self.free("other", size, host=True)
         self.pinned += size
 
+    def lock(self, category: str, size: int) -> None:
+        """Held on the host, made page-locked: no copy."""
+        self.hold(category, size, host=True)
+        self.pinned += size
+
     @contextmanager
     def held(self, category: str, size: int, *, host: bool = False) -> Iterator[None]:
         """Held as long as the context is open."""

@@ -58,6 +58,8 @@ class States:
         if settings.stage == 3:
             self.ledger.hold(_OPTIMIZER, width * sum(self._kept_groups()))
             self.ledger.hold(_OPTIMIZER, width * sum(self._host_groups()), host=True)
+            if settings.resolved.offload_optimizer == "nvme":  # made, then swapped out
+                self.ledger.peek(_OPTIMIZER, width * max(self._sub_groups()), host=True)
             return
         masters = self.total if settings.stage == 0 else sum(shares(settings))
         self.ledger.hold(_OPTIMIZER, masters * width, host=settings.offloaded)
@@ -225,7 +227,7 @@ class States:
         self._hold_host(_PARAMETERS, e * self._flat_on_host(), "param")
         ledger.free(_PARAMETERS, min(self.unswapped, e * self._flat_on_host()), host=True)
         if self._flat_on_host() < self.slices:
-            self._hold_host(_BUCKETS, e * max(self._sub_groups()), "param")
+            ledger.lock(_BUCKETS, e * max(self._sub_groups()))
 
     def _flat_on_host(self) -> int:
         """Elements of offloaded slices that are kept in host memory."""
@@ -284,7 +286,7 @@ class States:
         largest = width * max(self._sub_groups())
         if settings.resolved.offload_optimizer == "nvme":
             count = int(settings.zero["offload_optimizer"]["buffer_count"])
-            self._hold_host(_BUCKETS, count * largest)
+            ledger.lock(_BUCKETS, count * largest)
         with ledger.held(_OTHER, largest, host=settings.offloaded):
             if settings.offloaded:
                 for share in self._kept_groups():  # made on the host, then moved

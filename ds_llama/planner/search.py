@@ -12,6 +12,7 @@ from ds_llama.errors import ConfigError
 from ds_llama.planner import strategies
 from ds_llama.planner.fit import Machine, headroom
 from ds_llama.planner.memory import Memory, memory
+from ds_llama.planner.settings import Settings
 from ds_llama.planner.strategies import Candidate
 
 _MOST_SEQUENCES = 2**20
@@ -188,17 +189,26 @@ def any_fits(run: Run, machine: Machine) -> tuple[Candidate, Memory] | None:
 
 
 def hopeless(resolved: Resolved, machine: Machine) -> bool:
-    """Whether weights, masters and moments alone are too much; the whole is not played then.
+    """Whether what is surely held is too much already, so that nothing need be played.
 
-    The ZeRO paper's bytes, with moments in half precision at the least: 2 + 2 + 2 of each kind.
+    On a device at the peak: its share of weights, masters and moments, and what each block is
+    given, which recomputation keeps too; on a host what is offloaded of the former.
     """
-    total, world = resolved.model.num_parameters, resolved.world_size
-    weights = 2 * total // (world if resolved.stage == 3 else 1)
-    states = 4 * total // (world if resolved.stage else 1)
-    on_host = states * (resolved.offload_optimizer == "cpu")
-    on_host += weights * (resolved.offload_param == "cpu")
-    on_device = states * (resolved.offload_optimizer is None)
-    on_device += weights * (resolved.offload_param is None)
-    return on_device > (machine.gpu_bytes or on_device) or (
-        on_host * machine.ranks_per_node > (machine.host_bytes or on_host * machine.ranks_per_node)
-    )
+    settings, world = Settings(resolved), resolved.world_size
+    sections = resolved.deepspeed.get("activation_checkpointing") or {}
+    elsewhere = ("cpu_checkpointing", "partition_activations")
+    if any(sections.get(key) for key in elsewhere) or settings.zero.get("zenflow"):
+        return False
+    if (settings.zero.get("offload_optimizer") or {}).get("ratio", 1.0) < 1.0:
+        return False
+    total, model = resolved.model.num_parameters, resolved.model
+    state_width = settings.moment_width + settings.master_width * (settings.width == 2)
+    states = state_width * total // (world if resolved.stage else 1)
+    weights = settings.width * total // (world if resolved.stage == 3 else 1)
+    inputs = settings.width * settings.tokens * model.hidden_size * model.num_hidden_layers
+    device = inputs + states * (resolved.offload_optimizer is None)
+    device += weights * (resolved.offload_param is None)
+    host = states * (resolved.offload_optimizer == "cpu")
+    host += weights * (resolved.offload_param == "cpu")
+    capacities = ((device, machine.gpu_bytes), (host * machine.ranks_per_node, machine.host_bytes))
+    return any(capacity is not None and least > capacity for least, capacity in capacities)

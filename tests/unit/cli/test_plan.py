@@ -216,7 +216,7 @@ def test_without_torch_and_soon(tmp_path: Path) -> None:
     )
     code, spent, heavy = done.stderr.split(maxsplit=2)
     assert (code, heavy.strip()) == ("0", "[]")
-    assert float(spent) < 3.0
+    assert float(spent) < 1.5  # 0.8 alone on a core of an AMD EPYC
 
 
 @pytest.mark.parametrize("preset", presets())
@@ -224,7 +224,7 @@ def test_every_preset(preset: str) -> None:
     tree = {"model": {"preset": preset}, "data": {"train": "x"}}
     started = time.process_time()
     plan = dl.plan(tree, world_size=1024, hardware="h200", host_memory="2TiB")
-    assert time.process_time() - started < 3.0
+    assert time.process_time() - started < 1.5
     assert plan.recommended is not None
 
 

@@ -13,6 +13,7 @@ from ds_llama.planner import search
 from ds_llama.planner.fit import Machine, fit
 from ds_llama.planner.memory import memory
 from ds_llama.planner.plan import Plan
+from ds_llama.planner.strategies import candidates
 from tests.unit.planner.runs import run
 
 
@@ -117,3 +118,26 @@ def test_a_larger_world_says_the_batch_that_it_needs() -> None:
     words, _, batch = change.change.partition(" with train.global_batch_size=")
     assert words == f"on {change.world_size} GPUs"
     assert int(batch or 32) == -(-32 // (4 * change.world_size)) * 4 * change.world_size
+
+
+@settings(max_examples=8)
+@given(
+    st.sampled_from(["zero0", "zero1", "zero2_fp16", "zero3", "zero3_nvme"]),
+    st.sampled_from([1, 2, 8, 100]),
+    st.integers(1, 16),
+    st.sampled_from([2**n for n in range(16, 27)]),
+    st.sampled_from(["AdamW", "SGD", "Lion"]),
+)
+def test_hopeless_is_said_of_nothing_that_fits(
+    name: str, world_size: int, micro: int, capacity: int, optimizer: str
+) -> None:
+    given = run("tiny", name, f"optimizer.type={optimizer}", micro_batch_size=micro)
+    machine = Machine(world_size, 8, capacity, capacity, capacity)
+    for each in candidates(given, world_size, nvme=True)[0]:
+        if search.hopeless(each.resolved, machine):
+            assert fit(memory(each.resolved), machine).verdict == "no", each.name
+
+
+def test_what_is_far_too_large_is_hopeless() -> None:
+    own = candidates(run("llama-3.1-405b", "zero3"), 8)[0]
+    assert all(search.hopeless(each.resolved, Machine(8, 8, 2**36, 2**40)) for each in own)

@@ -27,7 +27,6 @@ end of the phase, by when it is known what each storage was for (`measure.labels
 from __future__ import annotations
 
 import gc
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +42,7 @@ from torch.optim.optimizer import (
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._traceback import CapturedTraceback
 
-from ds_llama.measure import labels, memory, storages
+from ds_llama.measure import gloo, labels, memory, storages
 from ds_llama.measure.labels import Live
 from ds_llama.measure.ledger import TOTAL, Change, Ledger
 from ds_llama.measure.phases import CATEGORIES, Bytes, Phase
@@ -190,6 +189,7 @@ class Account(TorchDispatchMode):
         self._frozen = gc.get_freeze_count()
         gc.freeze()
         storages.watch(self._resized)
+        gloo.nap_after_waiting()
         self._hooks = (
             register_optimizer_step_pre_hook(self._before_update),
             register_optimizer_step_post_hook(self._after_update),
@@ -204,6 +204,7 @@ class Account(TorchDispatchMode):
         for hook in self._hooks:
             hook.remove()
         storages.unwatch(self._resized)
+        gloo.stop_napping()
         if not self._frozen:
             gc.unfreeze()
         if self._collecting:
@@ -347,18 +348,6 @@ class Account(TorchDispatchMode):
 
     def _collect(self) -> None:
         gc.collect()
-        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-            self._settle()
+        if gloo.in_use():
+            gloo.settle(self._dead)
         self._bury()
-
-    def _settle(self) -> None:
-        """Wait until no storage has died for 6 ms, at most 100 ms.
-
-        gloo's threads wake who waits for a collective first, and let go of its tensors then: a
-        whole bucket of gradients would be counted, or not, as the threads happen to run.
-        """
-        quiet, end = 0, time.monotonic() + 0.1
-        while quiet < 3 and time.monotonic() < end:
-            dead = len(self._dead)
-            time.sleep(0.002)
-            quiet = quiet + 1 if len(self._dead) == dead else 0

@@ -12,7 +12,7 @@ in the ledger already when `ready` is told of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ds_llama.planner.ledger import Ledger
 from ds_llama.planner.settings import Settings, Weight, padded
@@ -108,16 +108,14 @@ class FlatReducer(Reducer):
         self.whole = 0  # bytes of gradients that are held as the backward pass made them
         self.sums = 0
         self.own = set[str]()
-        self.share = max(shares(settings))
-        # The first and the last rank that have a part of a weight.
-        self.owners: dict[str, tuple[int, int]] = {}
-        for group, share in zip(settings.groups, shares(settings), strict=True):
+        self.shares = shares(settings)
+        self.starts: dict[str, int] = {}  # the first element of a weight in its flat group
+        for group in settings.groups:
             self.own |= {weight.name for weight in in_partition(group, settings.ranks)}
             start = 0
             for weight in group:
-                end = start + weight.elements
-                self.owners[weight.name] = start // share, (end - 1) // share
-                start = end
+                self.starts[weight.name] = start
+                start += weight.elements
 
     def begin(self, *, first: bool, boundary: bool) -> None:
         super().begin(first=first, boundary=boundary)
@@ -198,25 +196,50 @@ class FlatReducer(Reducer):
         self.pending, self.elements = [], 0
 
     def _average(self) -> None:
-        """Slices that go to different ranks are joined, and converted if they travel otherwise."""
-        settings = self.settings
-        limit = min(self.elements, settings.bucket + -(-settings.largest // settings.ranks))
-        joined = 0 if not settings.zero["reduce_scatter"] or self._in_one_slice() else self.width
-        sent = settings.communication_width
-        self.ledger.peek(_BUCKETS, limit * (joined + (sent if sent != self.width else 0)))
+        """Slices that go to different ranks are joined until they exceed the bucket (:1545); what
+        travels in another dtype is converted."""
+        settings, sent = self.settings, self.settings.communication_width
+        converts = sent != self.width
+        if not settings.zero["reduce_scatter"]:
+            self.ledger.peek(_BUCKETS, sent * self.elements if converts else 0)
+            return
+        for elements, slices in self._joins():
+            size = self.width * elements if slices > 1 else 0
+            self.ledger.peek(_BUCKETS, size + (sent * elements if converts else 0))
 
-    def _in_one_slice(self) -> bool:
-        """Whether all goes to one rank, and so needs no joining; a flat fp32 partition takes each
-        weight's part by itself (:1674)."""
-        if self.compact and len(self.pending) > 1:
-            return False
-        owners = {rank for weight in self.pending for rank in self.owners[weight.name]}
-        return len(owners) == 1
+    def _joins(self) -> Iterator[tuple[int, int]]:
+        """Elements and number of the slices that are reduced in one call."""
+        elements = count = 0
+        for size in self._slices():
+            elements, count = elements + size, count + 1
+            if elements > self.settings.bucket:
+                yield elements, count
+                elements = count = 0
+        if count:
+            yield elements, count
+
+    def _slices(self) -> Iterator[int]:
+        """The bucket cut where one rank's part ends; neighbours of one rank are one slice, but this
+        rank's own, which go to a place each in a flat fp32 partition (:1674)."""
+        before, size = -1, 0
+        for weight in self.pending:
+            share = self.shares[weight.group]
+            start, end = self.starts[weight.name], self.starts[weight.name] + weight.elements
+            jump = max(1, weight.elements // share // 64)  # many small ones add up like fewer
+            while start < end:
+                rank = start // share
+                stop = min(end, (rank + jump) * share)
+                if rank != before or (self.compact and rank == 0):
+                    if size:
+                        yield size
+                    size = 0
+                before, size, start = rank, size + stop - start, stop
+        yield size
 
     def _copy(self, weight: Weight) -> None:
         """This rank's part of an averaged gradient to where the update finds it."""
         settings, ledger = self.settings, self.ledger
-        share = min(weight.elements, self.share)
+        share = min(weight.elements, self.shares[weight.group])
         if settings.offloaded:
             if self.boundary:
                 ledger.peek(_OTHER, max(_NORM_WIDTH, 4 if self.width != 4 else 0) * share)

@@ -13,6 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ds_llama.config.resolve import Resolved
+
 _ITEM_BYTES = {"float64": 8, "float32": 4, "int8": 1, "uint8": 1}
 _GATHERS = frozenset(("all_gather", "broadcast"))
 
@@ -60,13 +62,21 @@ class Beside:
         }
 
 
-def beside(
+def beside(moved: Sent, resolved: Resolved) -> Beside:
+    """The collectives of one step of a run beside the paper's."""
+    return compared(
+        moved,
+        stage=resolved.stage,
+        parameters=resolved.model.num_parameters,
+        item_bytes=_item_bytes(resolved.dtype),
+        micro_batches=resolved.accumulation_steps,
+    )
+
+
+def compared(
     moved: Sent, *, stage: int, parameters: int, item_bytes: int, micro_batches: int
 ) -> Beside:
-    """The collectives of one step beside the paper's.
-
-    parameters: of the whole model. item_bytes: of an element of the training dtype.
-    """
+    """The same of plain numbers; item_bytes: of an element of the training dtype."""
     unit = parameters * item_bytes
     paper = 3 * unit if stage == 3 else 2 * unit
     gathered = {k: n for k, n in moved.elements.items() if k[0] in _GATHERS}

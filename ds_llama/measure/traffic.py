@@ -17,8 +17,8 @@ A ring sends all of it (N - 1)/N times from each of the group's N ranks, an all_
 (a reduce_scatter and an all_gather: Patarasuk and Yuan 2009; the ZeRO paper, section 7, counts so
 too). `wire_bytes` are these, with each call's own N.
 
-Integers (token counts, checks) and calls of at most 16 elements a rank (norms, overflow flags,
-losses) steer and carry nothing: they are `control_bytes`, and in no other number.
+Counts and flags (int32, int64, bool) and calls of at most 16 elements a rank (norms, overflow
+flags, losses) steer and carry nothing: they are `control_bytes`, and in no other number.
 
 Works on real and fake process groups, on real and fake tensors. In a backward pass too: autograd's
 threads inherit the mode. What passes no dispatcher (reads and writes of files) is told by who
@@ -74,6 +74,7 @@ _FUNCTIONAL = {
 # Payloads that exist once a rank, so that a rank's own part of them is the N-th.
 _SPREAD = frozenset(("all_gather", "reduce_scatter", "all_to_all", "gather", "scatter"))
 _CONTROL_ELEMENTS = 16
+_COUNTS = frozenset((torch.int32, torch.int64, torch.bool))  # int8 is what ZeRO++ sends
 _COPY = torch.ops.aten.copy_.default
 _FOREACH_COPY = torch.ops.aten._foreach_copy_.default
 _COPIES = frozenset((torch.ops.aten._to_copy.default, _COPY, _FOREACH_COPY))
@@ -215,7 +216,7 @@ class Traffic(TorchDispatchMode):
     def _count(self, kind: str, tensors: Sequence[torch.Tensor], ranks: int) -> None:
         elements = sum(t.numel() for t in tensors)
         share = elements // ranks if kind in _SPREAD else elements
-        if share <= _CONTROL_ELEMENTS or not any(t.is_floating_point() for t in tensors):
+        if share <= _CONTROL_ELEMENTS or all(t.dtype in _COUNTS for t in tensors):
             self._control += sum(map(_bytes, tensors))
             return
         self._calls[kind] += 1

@@ -16,8 +16,11 @@ from typing import Any
 import torch
 
 from ds_llama.config.run import Run
+from ds_llama.measure import theory
 from ds_llama.measure.accounting import Account
+from ds_llama.measure.flops import Flops
 from ds_llama.measure.phases import merged
+from ds_llama.measure.traffic import Traffic
 from ds_llama.model.traits import traits_of
 from ds_llama.selftest.cells import Cell
 from ds_llama.selftest.tiny import make_run
@@ -82,27 +85,41 @@ def differences(measured: Mapping[str, Any], simulated: Mapping[str, Any]) -> It
                 yield Difference(name, what, *sizes)
 
 
-def measure(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """`phases` and `first_step` as a Simulation's `to_dict` has them; this rank's; collective."""
+def measure(run: Run) -> dict[str, Any]:
+    """Both PARTS and what a step moves and computes, as a Simulation's `to_dict` has them.
+
+    This rank's; collective.
+    """
     world.join()
     resolved = register.resolve_here(run)
-    account = Account(world.device().type)
-    with account:
+    account, traffic, flops = Account(world.device().type), Traffic(), Flops()
+    with account, traffic, flops:
         model = construct.build(resolved)
         engine = register.initialize(model, resolved, resolved.deepspeed, traits_of(model))
         del model
         edges = []
         for step in range(STEPS):
             edges.append(len(account.phases))
+            traffic.reset()
+            flops.reset()
             take_step(engine, _window(step, resolved))
     engines.destroy(engine)
     del engine
     gc.collect()  # hooks and modules hold each other
     phases = account.phases
     found = ([*phases[: edges[0]], *phases[edges[-1] :]], phases[edges[0] : edges[1]])
-    return {
+    named = {
         part: [phase.to_dict() for phase in merged(those)]
         for part, those in zip(PARTS, found, strict=True)
+    }
+    moved = traffic.read()
+    return {
+        **named,
+        "traffic": moved.collectives,
+        "moved": moved.to_dict(),
+        "theory": theory.beside(moved, resolved).to_dict(),
+        "flops": flops.model,
+        "hardware_flops": flops.hardware,
     }
 
 

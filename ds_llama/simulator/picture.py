@@ -55,7 +55,8 @@ def draw(
     check(path)
     runs = {label: _moments(film) for label, film in films.items()}
     places = [place for place in ("device", "host") if _worth_showing(place, runs)]
-    with rc_context({"font.size": 9, "svg.fonttype": "none", "axes.linewidth": 0.6}):
+    style = {"font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "0", "axes.linewidth": 0.6}
+    with rc_context(style):
         figure = Figure(figsize=(1.4 + 2.15 * max(len(runs), 2), 1.0 + 2.4 * len(places)))
         axes = figure.subplots(len(places), len(runs), sharex=True, sharey="row", squeeze=False)
         for row, place in zip(axes, places, strict=True):

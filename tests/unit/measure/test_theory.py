@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_llama.measure import theory
-from ds_llama.measure.theory import beside
+from ds_llama.measure.theory import compared
 from ds_llama.measure.traffic import Moved
 
 P = 1_000_000
@@ -55,7 +55,9 @@ CASES: dict[str, tuple[int, int, Elements, dict[str, int]]] = {
 def test_each_cause_has_its_bytes(
     stage: int, batches: int, elements: Elements, gaps: dict[str, int]
 ) -> None:
-    found = beside(moved(elements), stage=stage, parameters=P, item_bytes=2, micro_batches=batches)
+    found = compared(
+        moved(elements), stage=stage, parameters=P, item_bytes=2, micro_batches=batches
+    )
     assert found.gaps == gaps
     assert found.to_dict()["paper_volumes"] == (3 if stage == 3 else 2)
 
@@ -69,5 +71,7 @@ KINDS = [REDUCED, GATHERED, ALL, WIDE, ("broadcast", "float32"), ("all_to_all", 
     st.dictionaries(st.sampled_from(KINDS), st.integers(0, 9 * P)),
 )
 def test_the_gaps_are_the_whole_difference(stage: int, batches: int, elements: Elements) -> None:
-    found = beside(moved(elements), stage=stage, parameters=P, item_bytes=2, micro_batches=batches)
+    found = compared(
+        moved(elements), stage=stage, parameters=P, item_bytes=2, micro_batches=batches
+    )
     assert found.paper_bytes + sum(found.gaps.values()) == found.measured_bytes

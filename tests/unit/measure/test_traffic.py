@@ -70,6 +70,7 @@ CALLS: dict[str, tuple[str, Callable[[], object], int, int]] = {
 def test_the_payload_is_the_tensor_not_its_storage(
     kind: str, call: Callable[[], object], payload: int, wire: int
 ) -> None:
+    assert whole().untyped_storage().nbytes() == 10 * WHOLE  # what a count of storages would say
     with Traffic() as traffic:
         call()
     moved = traffic.read()
@@ -97,6 +98,14 @@ def test_what_steers_is_counted_apart() -> None:
     moved = traffic.read()
     assert (moved.collectives, moved.calls) == ({}, {})
     assert moved.control_bytes == 16 + 4 + 16 * RANKS + 8000
+
+
+def test_quantized_weights_are_no_flags() -> None:
+    with Traffic() as traffic:
+        dist.all_gather_into_tensor(
+            torch.zeros(SIZE, dtype=torch.int8), torch.zeros(SIZE // RANKS, dtype=torch.int8)
+        )
+    assert traffic.read().collectives == {"all_gather": SIZE}
 
 
 def test_backward_passes_count_and_reset_forgets() -> None:

@@ -257,7 +257,9 @@ class _Model:
         return max(busy - window, busy * self.assumed.unhidden)
 
     def host_link(self) -> float:
-        if not self.traffic.host_link_bytes:
+        """What an offload moves; token ids alone are nothing, and a CPU has no link to itself."""
+        offloads = self.resolved.offload_optimizer or self.resolved.offload_param
+        if self.hardware.shared or not offloads or not self.traffic.host_link_bytes:
             return 0.0
         link = _known(self.hardware.host_link_bytes_per_s) * self.assumed.host_link
         return self.traffic.host_link_bytes / link

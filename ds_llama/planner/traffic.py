@@ -138,10 +138,11 @@ def _stage3(resolved: Resolved) -> Traffic:
     elif resolved.offload_optimizer is not None:
         up += held * size
     if resolved.offload_optimizer == "nvme":
-        read, write = 12 * held, 12 * held
+        read = write = _swapped_optimizer(sizes, world)
     if resolved.offload_param == "nvme":
-        read += gathered
-        write += held * size
+        large = [n // world * size for n in sizes.values() if n // world * size >= _LEAST_SWAPPED]
+        read += sum(large) * gathered // (held * size)
+        write += sum(large)
     return Traffic(collectives, calls, theory, up, down, read, write)
 
 
@@ -158,15 +159,29 @@ def _compact(resolved: Resolved) -> bool:
     return resolved.dtype != "float32" and element_bytes(chosen) == 4
 
 
-def _touched(sizes: dict[str, int], world: int) -> int:
-    """Elements of the weights that the first rank's part of each group touches, whole.
+# swap_tensor/utils.py:14: what is smaller stays in host memory.
+_LEAST_SWAPPED = 2**20
 
-    The groups are the matrices and the vectors, in the order in which they are registered.
-    """
+
+def _groups(sizes: dict[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """The optimizer's groups in the order of registration: matrices, and vectors."""
     vectors = {name: size for name, size in sizes.items() if name.endswith("norm")}
-    matrices = {name: size for name, size in sizes.items() if name not in vectors}
+    return {name: size for name, size in sizes.items() if name not in vectors}, vectors
+
+
+def _swapped_optimizer(sizes: dict[str, int], world: int) -> int:
+    """Bytes read, and written, in a step: fp32 masters and both moments of each group, and the
+    gradients of the larger weights, which wait there for the step (optimizer_utils.py:231)."""
+    shares = [sum(group.values()) // world for group in _groups(sizes)]
+    states = sum(12 * share for share in shares if 4 * share >= _LEAST_SWAPPED)
+    gradients = (4 * (size // world) for size in sizes.values())
+    return states + sum(each for each in gradients if each >= _LEAST_SWAPPED)
+
+
+def _touched(sizes: dict[str, int], world: int) -> int:
+    """Elements of the weights that the first rank's part of each group touches, whole."""
     touched = 0
-    for group in (matrices, vectors):
+    for group in _groups(sizes):
         part, before = sum(group.values()) / world, 0
         for size in group.values():
             touched += size if before < part else 0

@@ -119,8 +119,10 @@ def test_what_is_not_overlapped_is_waited_for() -> None:
 
 def test_host_link_and_nvme_by_hand() -> None:
     moved = Traffic({}, 0, {}, 10**6, 2 * 10**6, 10**6, 10**6)
-    time = timed(resolved_of(world=4), moved=moved)
+    offload = {"offload_optimizer": {"device": "cpu"}}
+    time = timed(resolved_of(world=4, zero=offload), moved=moved)
     assert time.host_link_s == pytest.approx(3)
+    assert timed(resolved_of(world=4), moved=moved).host_link_s == 0
     assert time.nvme_s == pytest.approx(4 * (1 + 2))  # four ranks share the disks
     assert time.limit == "nvme"
 

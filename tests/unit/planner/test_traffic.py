@@ -137,6 +137,15 @@ def test_one_rank_gathers_nothing(stage: int, kinds: set[str]) -> None:
     assert set(traffic(resolve(alone, 1)).collectives) == kinds
 
 
+def test_nvme_as_a_real_run_was_counted() -> None:
+    """One rank of this model read and wrote 10,420,224 bytes a step: no weight's gradient and no
+    vector is large enough to be swapped, nor is any weight."""
+    nvme = {"device": "nvme", "nvme_path": "."}
+    for zero in ({"offload_optimizer": nvme}, {"offload_optimizer": nvme, "offload_param": nvme}):
+        planned = traffic(resolve(run_of({"stage": 3, **zero}, 2), 1))
+        assert planned.nvme_read_bytes == planned.nvme_write_bytes == 10_420_224
+
+
 def test_the_papers_count() -> None:
     """2 volumes at stages 1 and 2, A + 1 with accumulation, 3 A at stage 3."""
 

@@ -21,12 +21,13 @@ _SHORTEST = 128  # tokens
 
 
 def spare(run: Run, machine: Machine) -> int | None:
-    """Bytes that are left of the scarcest memory; negative where the run does not fit."""
+    """Bytes that are left of the scarcest memory; negative where the run does not fit, None where
+    that needs no look or the run does not resolve."""
     try:
         resolved = resolve(run, machine.world_size, device=machine.device)
     except ConfigError:
         return None
-    return headroom(memory(resolved), machine)
+    return None if hopeless(resolved, machine) else headroom(memory(resolved), machine)
 
 
 def max_micro_batch(candidate: Candidate, machine: Machine) -> int | None:

@@ -16,24 +16,26 @@ from ds_llama.planner.plan import Plan
 from ds_llama.planner.strategies import candidates
 from tests.unit.planner.runs import run
 
+PRESET = "tinyllama-1.1b"
+
 
 def planned(gpu_memory: int, what: Any, **train: Any) -> Plan:
-    return dl.plan(run(**train), world_size=8, gpu_memory=gpu_memory, max=what)
+    return dl.plan(run(PRESET, **train), world_size=8, gpu_memory=gpu_memory, max=what)
 
 
 def fits(name: str, gpu_memory: int, *overrides: str, **train: Any) -> bool:
     """Whether a strategy fits, from its own JSON as a person would write it."""
     base, plus, _ = name.partition("+")
     section = ["deepspeed.activation_checkpointing={}"] if plus else []
-    given = run("llama-7b", base, *section, *overrides, **train)
+    given = run(PRESET, base, *section, *overrides, **train)
     machine = Machine(8, 8, gpu_memory)
     return fit(memory(resolve(given, 8)), machine).verdict == "fits"
 
 
-@settings(max_examples=6)
-@given(st.integers(4 * 2**30, 90 * 2**30))
+@settings(max_examples=3)
+@given(st.integers(5 * 2**30, 30 * 2**30))
 def test_the_longest_sequence_fits_and_one_more_token_does_not(gpu_memory: int) -> None:
-    for row in planned(gpu_memory, "sequence", micro_batch_size=8).strategies:
+    for row in planned(gpu_memory, "sequence", micro_batch_size=8).strategies[::2]:
         longest = row.max_sequence_length or 1
         for length, expected in ((longest, True), (longest + 1, False)):
             if 2 <= length <= 2048:
@@ -43,21 +45,21 @@ def test_the_longest_sequence_fits_and_one_more_token_does_not(gpu_memory: int) 
                 assert found == expected, (row.name, length)
 
 
-@settings(max_examples=6)
-@given(st.integers(4 * 2**30, 90 * 2**30))
+@settings(max_examples=3)
+@given(st.integers(5 * 2**30, 30 * 2**30))
 def test_the_largest_micro_batch_fits_and_one_more_sequence_does_not(gpu_memory: int) -> None:
-    for row in planned(gpu_memory, "micro_batch").strategies:
+    for row in planned(gpu_memory, "micro_batch").strategies[1::2]:
         most = row.max_micro_batch or 0
         assert most == 0 or fits(row.name, gpu_memory, micro_batch_size=most), row.name
         assert not fits(row.name, gpu_memory, micro_batch_size=most + 1), row.name
 
 
-@settings(max_examples=4)
-@given(st.integers(4 * 2**30, 200 * 2**30))
+@settings(max_examples=3)
+@given(st.integers(5 * 2**30, 60 * 2**30))
 def test_a_fixed_global_batch_is_divided(gpu_memory: int) -> None:
     """96 sequences on 8 ranks are 12 each: 1, 2, 3, 4, 6 or 12 at once."""
     plan = planned(gpu_memory, "micro_batch", micro_batch_size=2, global_batch_size=96)
-    for row in plan.strategies:
+    for row in plan.strategies[::2]:
         fitting = [
             micro
             for micro in (1, 2, 3, 4, 6, 12)

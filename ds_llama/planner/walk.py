@@ -224,13 +224,13 @@ class Walk:
 
     def _up_backward(self, visit: Visit) -> None:
         self._hold(self.size.hidden)
-        self._gradient(visit)
         self._free(self.size.inner)
+        self._gradient(visit)
 
     def _gate_backward(self, visit: Visit) -> None:
         self._peek(self.size.hidden)
-        self._gradient(visit)
         self._free(self.size.inner + self.size.hidden)  # what the second norm gave
+        self._gradient(visit)
         self._end(visit, "mlp")
 
     def _post_attention_layernorm_backward(self, visit: Visit) -> None:
@@ -249,18 +249,18 @@ class Walk:
         self._free(2 * size.query + 2 * size.key + size.log_sum + size.query)
         self._peek(size.rotate_query)
         self._hold(size.hidden)
-        self._gradient(visit)
         self._free(size.key)
+        self._gradient(visit)
 
     def _k_backward(self, visit: Visit) -> None:
         self._peek(self.size.hidden)
-        self._gradient(visit)
         self._free(self.size.key)
+        self._gradient(visit)
 
     def _q_backward(self, visit: Visit) -> None:
         self._peek(self.size.hidden)
-        self._gradient(visit)
         self._free(self.size.query + self.size.hidden)
+        self._gradient(visit)
         self._end(visit, "attention")
 
     def _input_layernorm_backward(self, visit: Visit) -> None:

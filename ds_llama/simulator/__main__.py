@@ -24,7 +24,7 @@ from ds_llama.simulator.process import Outcome
 from ds_llama.simulator.result import Request
 
 # What a simulation comes to import, seconds of it: once here and not in every child.
-_AHEAD = (
+AHEAD = (
     "torch._dynamo",
     "deepspeed.module_inject",
     "deepspeed.runtime.superoffload",
@@ -44,10 +44,13 @@ class RemoteTraceback(Exception):
 
 def serve(connection: Connection) -> None:
     """Answer requests until whoever asks is gone."""
-    from ds_llama.simulator import accelerator, session  # torch and DeepSpeed, once
+    import deepspeed
 
-    for name in _AHEAD:
+    from ds_llama.simulator import accelerator, session
+
+    for name in AHEAD:
         importlib.import_module(name)
+    len(deepspeed.ops.__compatible_ops__)  # found out by running a compiler, when first read
     accelerator.register_device()
     gc.collect()
     gc.freeze()  # simulations collect at every phase, and need not look at all of torch

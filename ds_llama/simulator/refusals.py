@@ -26,25 +26,17 @@ _REFUSED = (
     ),
     _Refusal("zero_optimization.zero_quantized_gradients", "packs gradients in CUDA kernels"),
 )
-_WIDTHS = ("tensor_parallel.autotp_size", "sequence_parallel_size")
 
 
 def check(resolved: Resolved) -> None:
     """ConfigError that names the first key of the DeepSpeed JSON which the simulator cannot do."""
     for key, why in _REFUSED:
         if _get(resolved.deepspeed, key):
-            raise _error(resolved, key, f"{key} {why}, and that cannot be simulated")
-    for key in _WIDTHS:
-        if (_get(resolved.deepspeed, key) or 1) > 1:
-            raise _error(resolved, key, f"{key} above 1 cannot be simulated: ranks would differ")
-
-
-def _error(resolved: Resolved, key: str, what: str) -> ConfigError:
-    return ConfigError(
-        what,
-        where=f"{resolved.run.deepspeed_path}:{key}",
-        remedy="simulate the run without it; what it saves is then not in the numbers",
-    )
+            raise ConfigError(
+                f"{key} {why}, and that cannot be simulated",
+                where=f"{resolved.run.deepspeed_path}:{key}",
+                remedy="simulate the run without it; what it saves is then not in the numbers",
+            )
 
 
 def _get(tree: Any, key: str) -> Any:

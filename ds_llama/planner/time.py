@@ -165,7 +165,7 @@ class _Model:
         forward, backward, again = (each * self.resolved.accumulation_steps for each in passes)
         again *= repeated
         backward += self.buffers()
-        once, whole = forward + backward, forward + backward + again
+        once, whole = forward + backward, forward + backward + again + self.engine()
         compute, again_s = self.compute(whole), self.compute(again)
         busy = self.collectives()
         exposed = self.exposed(busy, self.compute(backward) + again_s, compute)
@@ -200,6 +200,11 @@ class _Model:
             hfu=mfu * repeated,
             limit=max(parts, key=lambda name: parts[name]),
         )
+
+    def engine(self) -> work.Work:
+        resolved = self.resolved
+        steps, recompute = resolved.accumulation_steps, resolved.run.train.recompute
+        return work.engine(resolved.model, resolved.stage, steps, recompute)
 
     def buffers(self) -> work.Work:
         """Each gradient's way through a bucket: copied in, averaged, added to what was there."""

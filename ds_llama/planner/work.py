@@ -12,6 +12,7 @@ from math import ceil
 
 from ds_llama.config.model import LlamaConfig
 from ds_llama.config.run import RecomputeConfig
+from ds_llama.planner.gathers import visits, weights
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,22 @@ class Part:
     backward: Work
 
 
-# Operations of a block's halves one by one, counted with a TorchDispatchMode over this model.
-_OPERATIONS = {"attention": (40, 80), "mlp": (20, 45), "head": (30, 20)}
+# Operations of a block's halves and of the head, views included, forward and backward: 78 and 146
+# a block as a TorchDispatchMode counts them over this model in bf16, shared out by eye.
+_OPERATIONS = {"attention": (52, 100), "mlp": (26, 46), "head": (80, 40)}
 _FUSED_OPERATIONS = {"attention": (9, 20), "mlp": (5, 12), "head": (30, 20)}
+# What DeepSpeed adds, in the same unit: a step, each weight's gradient on its way to a bucket
+# (both counted as above over a step of the engine), and each of stage 3's visits to a module, whose
+# hooks took as long as 70 operations beside a step of stage 1 on a CPU.
+_STEP, _GRADIENT, _VISIT = 220, 18, 70
+
+
+def engine(model: LlamaConfig, stage: int, rounds: int, recompute: RecomputeConfig | None) -> Work:
+    """The engine's own operations in one step of `rounds` micro-batches."""
+    operations = _STEP + rounds * _GRADIENT * len(weights(model))
+    if stage == 3:
+        operations += rounds * _VISIT * len(visits(model, recompute))
+    return Work(operations=float(operations))
 
 
 def attention(

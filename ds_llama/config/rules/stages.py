@@ -108,24 +108,25 @@ def gradient_norm(context: Context) -> Iterator[Problem]:
 
 
 def gradient_averaging(context: Context) -> Iterator[Problem]:
-    """stage_1_and_2.py:348-351, stage3.py:394-396."""
+    """stage_1_and_2.py:348-351 and stage3.py:394-396 stop; stage 1 divides by the world first
+    (stage_1_and_2.py `average_tensor`) and reads neither."""
     if context.stage == 0 or not context.get(f"{_ZERO}.reduce_scatter", True):
         return
-    if context.get("prescale_gradients", False):
-        yield _scatter("prescale_gradients", "prescale_gradients true")
     factor = context.get("gradient_predivide_factor", 1.0)
-    if factor != 1:
-        yield _scatter("gradient_predivide_factor", f"gradient_predivide_factor {factor:g}")
-
-
-def _scatter(key: str, what: str) -> Problem:
-    return Problem(
-        "no-scaling-with-reduce-scatter",
-        "error",
-        key,
-        f"{what} does not work with ZeRO and reduce_scatter",
-        f'remove it, or write "reduce_scatter": false inside {_ZERO}',
-    )
+    given = {
+        "prescale_gradients true": context.get("prescale_gradients", False),
+        f"gradient_predivide_factor {factor:g}": factor != 1,
+    }
+    for what in [what for what, used in given.items() if used]:
+        where = f"ZeRO stage {context.stage} with reduce_scatter, which is on by default"
+        act = "does nothing at" if context.stage == 1 else "stops DeepSpeed at"
+        yield Problem(
+            "no-scaling-with-reduce-scatter",
+            "error",
+            what.split()[0],
+            f"{what} {act} {where}",
+            f'remove it, or write "reduce_scatter": false inside {_ZERO}',
+        )
 
 
 def summed_gradients(context: Context) -> Iterator[Problem]:

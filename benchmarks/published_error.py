@@ -1,4 +1,6 @@
-"""Predicted against published throughput: `python benchmarks/published_error.py [--fit] [--json]`.
+"""Predicted against published throughput: `python benchmarks/published_error.py`.
+
+`--json` prints rows, `--write` renews the table of `docs/predicted-speed.md`.
 
 The rows are `published.json`. Those of the kind "fsdp" move what ZeRO-3 moves; every second one, in
 the order of the file, was used to choose the constants of `planner.time.Assumptions` (`--fit` does
@@ -132,10 +134,41 @@ def fit(rows: list[dict[str, Any]]) -> time.Assumptions:
     return min(points, key=score)
 
 
+PAGE = Path(__file__).parents[1] / "docs" / "predicted-speed.md"
+_HEAD = (
+    "| published run | source | tokens/s and GPU | predicted | error | |\n"
+    "| --- | --- | ---: | ---: | ---: | --- |\n"
+)
+
+
+def table(rows: list[dict[str, Any]], compared: list[Compared]) -> str:
+    """Every row in Markdown; ends with the last row's end of line."""
+    lines = []
+    for row, found in zip(rows, compared, strict=True):
+        error = "unknown" if found.error is None else f"{found.error:+.0%}"
+        predicted = "-" if found.predicted is None else f"{found.predicted:,.0f}"
+        host = row["source"].split("/")[2].removeprefix("www.")
+        lines.append(
+            f"| {row['name']} | [{host}]({row['source']}) | {found.published:,.0f} | {predicted} "
+            f"| {error} | {found.half} |\n"
+        )
+    return _HEAD + "".join(lines)
+
+
+def renewed(page: str, content: str) -> str:
+    """The page with its table replaced."""
+    before, rest = page.split("<!-- table -->\n")
+    return (
+        f"{before}<!-- table -->\n{content}<!-- end of table -->\n"
+        + rest.split("<!-- end of table -->\n")[1]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fit", action="store_true", help="choose the constants again")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--write", action="store_true", help=f"renew {PAGE.name}")
     arguments = parser.parse_args()
     rows = json.loads(ROWS.read_text())["rows"]
     assumptions = fit(rows) if arguments.fit else time.DEFAULT
@@ -143,6 +176,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps([{**vars(row), "error": row.error} for row in compared], indent=1))
         return
+    if arguments.write:
+        PAGE.write_text(renewed(PAGE.read_text(), table(rows, compared)))
     if arguments.fit:
         print(assumptions)
     for row in compared:

@@ -47,3 +47,10 @@ def test_errors_stay_within_what_was_seen(published: ModuleType) -> None:
     assert abs(named["LLaMA-65B on 2048 A100"]) < 0.15
     assert abs(named["Llama-3.1-8B FSDP2 on 8 H100"]) < 0.1
     assert abs(named["Llama-3.1-8B FSDP2 on 128 H100"]) < 0.1
+
+
+def test_the_page_shows_what_is_predicted_now(published: ModuleType) -> None:
+    rows = json.loads(published.ROWS.read_text())["rows"]
+    page = published.PAGE.read_text()
+    content = published.table(rows, published.compare(rows))
+    assert published.renewed(page, content) == page, "published_error.py --write renews it"

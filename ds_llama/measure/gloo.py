@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_NAP_S = 0.0005
+_NAP_S = 0.002
 _waiting = 0
 _real: Callable[..., Any] | None = None
 
@@ -34,7 +34,7 @@ def settle(dead: Sized) -> None:
 
 
 def nap_after_waiting() -> None:
-    """Let whoever waits for a collective of gloo sleep for half a millisecond more."""
+    """Let whoever waits for a collective of gloo sleep for two milliseconds more."""
     global _waiting, _real
     _waiting += 1
     if _waiting == 1 and dist.is_available():

@@ -9,7 +9,7 @@ import sys
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -80,11 +80,11 @@ def command(
     if explain is not None:
         return _explain(explain)
     if schema is not None:
-        return _schema(Schema(schema).value)
+        return _schema(Schema(schema).value, _dialect(dialect))
     from ds_llama.config.lint import Linter
 
     linter = Linter(
-        "huggingface" if Dialect(dialect) is Dialect.huggingface else "deepspeed",
+        _dialect(dialect),
         world_size,
         Device(device).value if device else None,
         sys.stdin.read,
@@ -224,9 +224,13 @@ def _explain(code: str) -> int:
     return 0
 
 
-def _schema(which: str) -> int:
+def _dialect(dialect: Dialect) -> Literal["deepspeed", "huggingface"]:
+    return "huggingface" if Dialect(dialect) is Dialect.huggingface else "deepspeed"
+
+
+def _schema(which: str, dialect: Literal["deepspeed", "huggingface"]) -> int:
     from ds_llama.config import jsonschema
 
-    schema = jsonschema.of_run() if which == "run" else jsonschema.of_deepspeed()
+    schema = jsonschema.of_run() if which == "run" else jsonschema.of_deepspeed(dialect)
     print(jsons.dumps(schema, indent=2))
     return 0

@@ -28,7 +28,7 @@ from ds_llama.config.problems import Problem, guessed, moved_to
 CERTAIN = 0.8
 _PASSES = 50
 _LAST = "changed-default"
-_IDLE = re.compile("no-effect-.*|number-alone|legacy-stage-1")
+_REMOVED = re.compile("no-effect-.*|number-alone|legacy-stage-1|auto-unfilled")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _mended(problem: Problem, text: str, path: Path) -> tuple[str, str | None]:
     tree = to_object(text, path)
     keys = patch.locate(tree, problem.key)
     try:
-        if _IDLE.fullmatch(problem.code) and keys:
+        if _REMOVED.fullmatch(problem.code) and keys:
             return patch.remove(text, keys), None
         change = _CHANGES.get(problem.code)
         if change is None:

@@ -6,9 +6,10 @@ device, the batch) is in the rules only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ds_llama.config.deepspeed import SCHEMA, VERSION
+from ds_llama.config.deepspeed import FILLED, SCHEMA, VERSION, Dialect
 from ds_llama.config.keys import Key, Section
 from ds_llama.config.keys_training import OPTIMIZERS, SCHEDULERS
 
@@ -27,13 +28,21 @@ _TYPES: dict[str, dict[str, Any]] = {
 _AUTO = {"const": "auto"}
 
 
-def of_deepspeed(auto: bool = False) -> dict[str, Any]:
-    """Of a DeepSpeed JSON. auto: "auto" fits everywhere, as where somebody fills it in."""
-    schema = _section(SCHEMA, auto)
+Auto = Callable[[str], bool]
+"""Whether "auto" fits at a dotted key, beside where DeepSpeed itself reads it."""
+
+
+def of_deepspeed(dialect: Dialect = "deepspeed") -> dict[str, Any]:
+    """Of a DeepSpeed JSON, with "auto" where whoever reads the dialect fills it in."""
+    auto: Auto = {
+        "deepspeed": lambda key: False,
+        "huggingface": lambda key: key in FILLED,
+        "run": lambda key: True,
+    }[dialect]
+    schema = _section(SCHEMA, "", auto)
     for name, sections in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS)):
         schema["properties"][name]["allOf"] = [
-            _parameters(kind, section, auto, ignore_case=name == "optimizer")
-            for kind, section in sections.items()
+            _parameters(kind, section, name, auto) for kind, section in sections.items()
         ]
     title = f"DeepSpeed {VERSION} configuration"
     return {"$schema": DIALECT, "title": title, **schema}
@@ -46,7 +55,7 @@ def of_run() -> dict[str, Any]:
 
     schema = _mended(Run.model_json_schema())
     properties, definitions = schema["properties"], schema["$defs"]
-    inline = {name: value for name, value in of_deepspeed(auto=True).items() if name != "$schema"}
+    inline = {name: value for name, value in of_deepspeed("run").items() if name != "$schema"}
     properties["deepspeed"] = {"anyOf": [{"type": "string"}, inline, {"type": "null"}]}
     schema["required"].remove("deepspeed")
     properties["optimizer"] = {"anyOf": [_optimizer(), {"type": "null"}]}
@@ -92,18 +101,19 @@ def _mended(schema: Any) -> Any:
 _SPELLED = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum"}
 
 
-def _section(section: Section, auto: bool) -> dict[str, Any]:
-    properties = {name: _any(entry, auto) for name, entry in section.keys.items()}
+def _section(section: Section, path: str, auto: Auto) -> dict[str, Any]:
+    properties = {
+        name: _section(entry, f"{path}{name}.", auto)
+        if isinstance(entry, Section)
+        else _key(entry, auto(f"{path}{name}"))
+        for name, entry in section.keys.items()
+    }
     schema: dict[str, Any] = {"type": "object", "properties": properties}
     if not section.free:
         schema["additionalProperties"] = False
     if section.null:
         schema["type"] = ["object", "null"]
     return schema | _words(section)
-
-
-def _any(entry: Key | Section, auto: bool) -> dict[str, Any]:
-    return _section(entry, auto) if isinstance(entry, Section) else _key(entry, auto)
 
 
 def _key(key: Key, auto: bool) -> dict[str, Any]:
@@ -139,13 +149,13 @@ def _words(entry: Key | Section) -> dict[str, Any]:
     return words | ({"deprecated": True} if entry.gone else {})
 
 
-def _parameters(kind: str, section: Section, auto: bool, *, ignore_case: bool) -> dict[str, Any]:
+def _parameters(kind: str, section: Section, owner: str, auto: Auto) -> dict[str, Any]:
     """`params` of one type; DeepSpeed compares the names of its optimizers without case."""
     name = {"const": kind}
-    if ignore_case:
+    if owner == "optimizer":
         either = "".join(f"[{c.lower()}{c.upper()}]" for c in kind)
         name = {"pattern": f"^{either}$"}
-    parameters = _section(section, auto) | {"type": ["object", "null"]}
+    parameters = _section(section, f"{owner}.params.", auto) | {"type": ["object", "null"]}
     return {
         "if": {"properties": {"type": name}, "required": ["type"]},
         "then": {"properties": {"params": parameters}},

@@ -115,6 +115,12 @@ def test_a_clipping_of_the_optimizer_is_not_lost_to_the_default():
     }
 
 
+def test_auto_that_nobody_fills_in_is_left_to_deepspeeds_default():
+    before = '{"zero_optimization": {"stage": 3, "sub_group_size": "auto"}, "bf16": {}}'
+    after = '{"zero_optimization": {"stage": 3}, "bf16": {}}'
+    assert fixed(before, Linter("huggingface")) == after
+
+
 def test_a_run_is_fixed_too_with_the_json_inside_it():
     before = (
         '{"model": {"preset": "tiny"}, "data": {"train": "x"}, "tarin": {"steps": 5},\n'

@@ -19,7 +19,7 @@ from tests.unit.config.lint_seeds import VALUES, mutated
 from tests.unit.config.test_lint_in_the_wild import TRAINER
 
 DEEPSPEED = Draft202012Validator(jsonschema.of_deepspeed())
-AUTO = Draft202012Validator(jsonschema.of_deepspeed(auto=True))
+AUTO = Draft202012Validator(jsonschema.of_deepspeed("huggingface"))
 RUN = Draft202012Validator(jsonschema.of_run())
 LEAST = {"model": {"preset": "tiny"}, "data": {"train": "x"}}
 # What the schema finds, of all codes; the rest depends on another key.
@@ -59,6 +59,7 @@ def test_every_preset_may_be_inline(name):
 @pytest.mark.parametrize("name", TRAINER)
 def test_a_file_of_the_trainer_is_valid_where_auto_is(name):
     AUTO.validate(TRAINER[name])
+    assert not AUTO.is_valid({**TRAINER[name], "dump_state": "auto"})
     assert not DEEPSPEED.is_valid(TRAINER[name])
 
 

@@ -9,6 +9,7 @@ one of the package's errors.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import os
@@ -16,12 +17,16 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import NamedTuple, NoReturn
 
 from ds_llama.errors import DsLlamaError, RunError
 from ds_llama.simulator.process import Outcome
-from ds_llama.simulator.result import Request
+from ds_llama.simulator.result import Request, Simulation
+
+Answer = tuple[Outcome, str | None]
+"""With the traceback of an error."""
 
 # What a simulation comes to import, seconds of it: once here and not in every child.
 AHEAD = (
@@ -36,10 +41,6 @@ AHEAD = (
 class _Child(NamedTuple):
     number: int
     pid: int
-
-
-class RemoteTraceback(Exception):
-    """Cause of an error that a simulation met, for `--debug`: the traceback as text."""
 
 
 def serve(connection: Connection) -> None:
@@ -74,22 +75,27 @@ def serve(connection: Connection) -> None:
                 children[reader] = _Child(number, pid)
             else:
                 child = children.pop(ready)
-                connection.send((child.number, _outcome(ready, child.pid)))
+                connection.send((child.number, *_answer(ready, child.pid)))
 
 
 def _simulate(
-    simulate, request: Request, writer: Connection, timeout_s: float, life: int
-) -> NoReturn:  # type: ignore[no-untyped-def]
+    simulate: Callable[[Request], Simulation],
+    request: Request,
+    writer: Connection,
+    timeout_s: float,
+    life: int,
+) -> NoReturn:
+    """What a child does: one simulation, and its end."""
     threading.Thread(target=_end_with, args=(life,), daemon=True).start()
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
-    outcome: Outcome
+    answer: Answer
     try:
-        outcome = simulate(request)
+        answer = simulate(request), None
     except DsLlamaError as error:
-        outcome = error
+        answer = error, traceback.format_exc()
     except BaseException as error:
-        outcome = _unknown(error)
-    writer.send(outcome)
+        answer = _unknown(error), traceback.format_exc()
+    writer.send(answer)
     writer.close()
     os._exit(0)
 
@@ -100,16 +106,16 @@ def _end_with(life: int) -> NoReturn:
     os._exit(1)
 
 
-def _outcome(reader: Connection, pid: int) -> Outcome:
-    try:
-        outcome: Outcome = reader.recv()
-    except (EOFError, OSError):
-        outcome = None  # type: ignore[assignment]
-    reader.close()
+def _answer(reader: Connection, pid: int) -> Answer:
+    answer: Answer | None = None
+    with reader, contextlib.suppress(EOFError, OSError):
+        answer = reader.recv()
     _, status = os.waitpid(pid, 0)
-    if outcome is not None:
-        return outcome
-    code = os.waitstatus_to_exitcode(status)
+    return answer or (_ended(os.waitstatus_to_exitcode(status)), None)
+
+
+def _ended(code: int) -> RunError:
+    """Why a child ended without an answer."""
     if code == -signal.SIGALRM:
         return RunError(
             "the simulation took longer than its time limit",
@@ -126,13 +132,11 @@ def _outcome(reader: Connection, pid: int) -> Outcome:
 def _unknown(error: BaseException) -> RunError:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     said = " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
-    failed = RunError(
+    return RunError(
         f"the simulated run fails in a way that is not known ({said[:500]})",
         where=f"{frame.filename}:{frame.lineno} in {frame.name}",
         remedy="run again with --debug for the traceback, and report it",
     )
-    failed.__cause__ = RemoteTraceback(traceback.format_exc())
-    return failed
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE
 Outcome = Simulation | DsLlamaError
 
 
+class RemoteTraceback(Exception):
+    """Cause of an error that a simulation met, for `--debug`: the traceback as text."""
+
+
 def simulate(
     run: Run, world_size: int = 64, *, device: Device = "sim", rank: int = 0, steps: int = 2
 ) -> Simulation:
@@ -138,9 +142,11 @@ class Simulator:
 
     def _receive(self) -> tuple[int, Outcome]:
         try:
-            number, outcome = self._connection.recv()
+            number, outcome, text = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
+        if text is not None:
+            outcome.__cause__ = RemoteTraceback(text)
         return number, outcome
 
     def _died(self) -> RunError:

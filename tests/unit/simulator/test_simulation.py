@@ -163,3 +163,12 @@ def test_time_is_limited(simulator: Simulator) -> None:
     (late,) = simulator.outcomes([Request(load_run(tree()), N)], timeout_s=0.05)
     assert isinstance(late, RunError)
     assert "took longer than its time limit" in str(late)
+
+
+def test_an_error_inside_comes_back_as_one_of_ours(simulator: Simulator) -> None:
+    steps: Any = "2"  # what no caller can say who is type checked
+    (error,) = simulator.outcomes([Request(load_run(tree()), N, steps=steps)])
+    assert isinstance(error, RunError)
+    assert "fails in a way that is not known (TypeError" in error.what
+    assert ".py:" in error.where
+    assert "Traceback (most recent call last)" in str(error.__cause__)

@@ -246,20 +246,27 @@ class _Model:
         if world > self.per_node:
             network = _known(self.hardware.internode_bytes_per_s) * self.assumed.network
             link = min(link, network * self.per_node) if self.per_node > 1 else network
-        sent = sum(
-            size * (2 if kind == "all_reduce" else 1)
-            for kind, size in self.traffic.collectives.items()
-        )
         latency = self.hardware.collective_latency_s or self.assumed.collective_latency_s
         latency *= self.traffic.calls
-        return sent * (world - 1) / world / link + latency
+        return self.sent() * (world - 1) / world / link + latency
+
+    def sent(self, without: str | None = None) -> float:
+        """Payloads of the collectives, an all-reduce's twice; at least a byte."""
+        sizes = {k: n for k, n in self.traffic.collectives.items() if k != without}
+        return max(1.0, sum(sizes.values()) + sizes.get("all_reduce", 0))
 
     def exposed(self, busy: float, backward_s: float, compute_s: float) -> float:
         """What of the collectives the step waits for; a CPU carries them itself."""
         if not self.zero.get("overlap_comm") or self.hardware.shared:
             return busy
-        window = compute_s if self.resolved.stage == 3 else backward_s
-        return max(busy - window, busy * self.assumed.unhidden)
+        during, window = busy, compute_s
+        if self.resolved.stage < 3:
+            # Gradients alone have something to hide behind, at stage 1 the last micro-batch's.
+            during *= self.sent(without="all_gather") / self.sent()
+            window = backward_s
+            if self.resolved.stage == 1:
+                window /= self.resolved.accumulation_steps
+        return busy - during + max(during - window, during * self.assumed.unhidden)
 
     def host_link(self) -> float:
         """What an offload moves; token ids alone are nothing, and a CPU has no link to itself."""

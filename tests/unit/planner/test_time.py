@@ -117,6 +117,12 @@ def test_what_is_not_overlapped_is_waited_for() -> None:
     assert timed(resolved_of(3), shared, moved).collectives_s > 0
 
 
+def test_new_weights_are_waited_for_at_stage_2_in_any_case() -> None:
+    moved = Traffic({"all_reduce": 1000, "all_gather": 1000}, 0, {})
+    hidden = timed(resolved_of(2, zero={"overlap_comm": True}), moved=moved)
+    assert hidden.collectives_s == pytest.approx(hidden.collectives_busy_s / 3)
+
+
 def test_host_link_and_nvme_by_hand() -> None:
     moved = Traffic({}, 0, {}, 10**6, 2 * 10**6, 10**6, 10**6)
     offload = {"offload_optimizer": {"device": "cpu"}}

@@ -184,7 +184,8 @@ def _fix(
         fixed = fix_file(linter, path)
         target = output or (path if in_place else path.with_suffix(".fixed.json"))
         if fixed.applied:
-            _write(target, fixed.text, over=in_place)
+            ends = "\r\n" if str(path) != "-" and b"\r\n" in path.read_bytes() else "\n"
+            _write(target, fixed.text, ends, over=in_place)
         reports.append(fixed.report)
         written = str(target) if fixed.applied else None
         applied = [problem.to_dict() for problem in fixed.applied]
@@ -198,14 +199,15 @@ def _fix(
     return exit_code(reports, strict)
 
 
-def _write(path: Path, content: str, *, over: bool) -> None:
-    """over: the file is the only copy there is, so it is replaced when the new one is whole."""
+def _write(path: Path, content: str, ends: str, *, over: bool) -> None:
+    """ends: what ends a line. over: the file is the only copy there is, so it is replaced when the
+    new one is whole."""
     from ds_llama.errors import CallError
 
     real = path.resolve() if over else path
     new = real.with_name(f".{real.name}.new") if over else real
     try:
-        new.write_text(content, encoding="utf-8")
+        new.write_text(content, encoding="utf-8", newline=ends)
         if over:
             shutil.copymode(real, new)
             os.replace(new, real)

@@ -64,6 +64,12 @@ def test_in_place_keeps_the_mode_and_follows_a_link(capsys, file, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"ds.json", "link.json"}
 
 
+def test_line_ends_stay_as_they_were(capsys, file):
+    file.write_bytes(b"\xef\xbb\xbf" + WRONG.replace("\n", "\r\n").encode())
+    assert called(capsys, "--fix", file)[0] == 0
+    assert file.with_suffix(".fixed.json").read_bytes() == RIGHT.replace("\n", "\r\n").encode()
+
+
 def test_fix_reports_what_it_leaves(capsys, file):
     file.write_text('{"bf16": {"enabled": true}, "zero_optimisation": {"stage": 0}}')
     code, out, _ = called(capsys, "--fix", "--json", file)

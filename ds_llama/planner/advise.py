@@ -129,7 +129,9 @@ def _with_largest(row: Strategy, what: str | None) -> Strategy:
 def _changes(run: Run, machine: Machine, rows: list[Strategy]) -> Iterator[Change]:
     """The first change of each kind that makes something fit, and what fits then."""
     own = next(row.candidate.resolved for row in rows if row.candidate.own)
-    for words, larger, fitting, held in search.changes(run, own, machine):
+    peaks = [row.memory.device_peak for row in rows]
+    beside_states = min(peak.activations + peak.logits for peak in peaks)
+    for words, larger, fitting, held in search.changes(run, own, machine, beside_states):
         yield Change(words, fitting.name, held.device_peak.total, larger.world_size)
     hosts = [row for row in rows if row.fit.resource == "host" and row.device_fits]
     if hosts:

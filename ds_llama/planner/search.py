@@ -93,16 +93,21 @@ def largest(left: Callable[[int], int | None], most: int) -> int | None:
 Found = tuple[str, Machine, Candidate, Memory]
 
 
-def changes(run: Run, resolved: Resolved, machine: Machine) -> Iterator[Found]:
-    """The least change of each kind that makes something fit: words, and what fits then."""
+def changes(run: Run, resolved: Resolved, machine: Machine, beside_states: int) -> Iterator[Found]:
+    """The least change of each kind that makes something fit: words, and what fits then.
+
+    beside_states: bytes of activations and logits that every strategy holds, on any world.
+    """
     found = first(list(smaller(run, resolved, machine)), machine)
     if found is not None:
         yield found
     for micro in dict.fromkeys((resolved.micro_batch_size, 1)):
+        if micro == resolved.micro_batch_size and beside_states > (machine.gpu_bytes or 0):
+            continue  # as many micro batches need as much on the largest world
         larger = larger_world(run, resolved, machine, micro)
         if larger is not None:
             changed, world = larger
-            fitting = any_fits(changed, world)
+            fitting = any_fits(changed, world, plainest=True)
             assert fitting is not None
             yield (_on(larger, run, resolved), world, *fitting)
             return
@@ -111,7 +116,6 @@ def changes(run: Run, resolved: Resolved, machine: Machine) -> Iterator[Found]:
 def first(tried: list[tuple[str, Run]], machine: Machine) -> Found | None:
     """The first of these under which something fits; each holds less than the one before."""
     low, high = -1, len(tried)
-    best: tuple[Candidate, Memory] | None = None
     while high - low > 1:
         # The last first: where it does not help nothing does.
         middle = high - 1 if high == len(tried) else (low + high) // 2
@@ -119,7 +123,7 @@ def first(tried: list[tuple[str, Run]], machine: Machine) -> Found | None:
         if fitting is None and high == len(tried):
             return None
         low, high = (middle, high) if fitting is None else (low, middle)
-        best = fitting or best
+    best = any_fits(tried[high][1], machine, plainest=True) if tried else None
     return None if best is None else (tried[high][0], machine, *best)
 
 
@@ -164,9 +168,12 @@ def larger_world(
         batched = strategies.with_batch(run, resolved, micro=micro, ranks=ranks)
         return batched, replace(machine, world_size=ranks)
 
-    low, high = machine.world_size // unit, _MOST_RANKS // unit
-    if low >= high or not any_fits(*at(high)):
-        return None
+    low, most = machine.world_size // unit, _MOST_RANKS // unit
+    high = min(2 * low, most)
+    if not any_fits(*at(high)):
+        low, high = high, most
+        if low >= high or not any_fits(*at(high)):
+            return None
     while high - low > 1:
         # By ratio while they are far apart: the answer is near the low end far more often.
         middle = (low + high) // 2 if high < 4 * low else math.isqrt(low * high)
@@ -174,9 +181,15 @@ def larger_world(
     return at(high)
 
 
-def any_fits(run: Run, machine: Machine) -> tuple[Candidate, Memory] | None:
-    """The first strategy that fits, of those that hold the least on a device or on a host."""
-    for name, least in strategies.least(run, nvme=machine.nvme_bytes is not None):
+def any_fits(
+    run: Run, machine: Machine, *, plainest: bool = False
+) -> tuple[Candidate, Memory] | None:
+    """A strategy that fits, of those that hold the least on a device or on a host.
+
+    plainest: the one that offloads and shards the least, and not the one that is found soonest.
+    """
+    tried = list(strategies.least(run, nvme=machine.nvme_bytes is not None))
+    for name, least in tried if plainest else tried[::-1]:
         try:
             resolved = resolve(least, machine.world_size, device=machine.device)
         except ConfigError:
@@ -185,7 +198,7 @@ def any_fits(run: Run, machine: Machine) -> tuple[Candidate, Memory] | None:
             continue
         held = memory(resolved)
         if headroom(held, machine) >= 0:
-            return Candidate(name, least, resolved), held
+            return Candidate(name or strategies.own_name(least, resolved), least, resolved), held
     return None
 
 

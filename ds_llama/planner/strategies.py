@@ -98,20 +98,21 @@ def least(run: Run, *, nvme: bool) -> Iterator[tuple[str, Run]]:
     """`run` under the strategies that hold the least, on the devices or on the hosts.
 
     No other fits where none of these does: what they shard the others hold whole, and without
-    recomputation more is held. The one that moves the fewest bytes comes first.
+    recomputation more is held. The run as it is comes first, without a name, and then the one that
+    moves the fewest bytes.
     """
     path, fixed = _nvme_path(run.deepspeed), fixes_recompute(run)
+    yield "", run
     for name in (*NAMES, *(NVME_NAMES if nvme or path else ())):
         *_, (label, variant) = _variants(name, with_strategy(run, name, path), fixed=fixed)
         if name not in ("zero0", "zero1", "zero1_offload"):
             yield label, variant
-    yield "own", run
 
 
 def own_candidate(run: Run, world_size: int, *, device: str = "cuda") -> Candidate:
     """The run as it is, under the name of the shipped strategy that it takes."""
     resolved = resolve(run, world_size, device=device)
-    return Candidate(_own_name(run, resolved), run, resolved, own=True)
+    return Candidate(own_name(run, resolved), run, resolved, own=True)
 
 
 def _variants(name: str, run: Run, *, fixed: bool) -> Iterator[tuple[str, Run]]:
@@ -176,7 +177,7 @@ def fixed_global_batch(run: Run) -> bool:
     return run.train.global_batch_size is not None or key is not None
 
 
-def _own_name(run: Run, resolved: Resolved) -> str:
+def own_name(run: Run, resolved: Resolved) -> str:
     context = Context(resolved.deepspeed)
     place, prefix = run.deepspeed_place
     stem = place.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".json")

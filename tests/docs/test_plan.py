@@ -6,6 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 import ds_llama as dl
 from ds_llama.cli.plan_table import text
 
@@ -30,10 +32,20 @@ def renewed(readme: str) -> str:
     )
 
 
+def numbers_and_words(text: str) -> tuple[list[float], str]:
+    found = re.findall(r"\d[\d,]*(?:\.\d+)?", text)
+    words = " ".join(re.sub(r"\d[\d,]*(?:\.\d+)?", "#", text).split())
+    return [float(number.replace(",", "")) for number in found], words
+
+
 def test_the_plan_in_the_readme_is_what_is_printed() -> None:
+    """Word for word; the numbers to the 3 % that a plan claims, so that a better model of them
+    does not have to touch the README."""
     readme = README.read_text()
-    assert _BLOCK.search(readme)
-    assert renewed(readme) == readme, "renew it: python -m tests.docs.test_plan"
+    [(words, shown)] = _BLOCK.findall(readme)
+    before, after = numbers_and_words(shown), numbers_and_words(printed(words))
+    assert before[1] == after[1], "renew it: python -m tests.docs.test_plan"
+    assert before[0] == pytest.approx(after[0], rel=0.03, abs=0.1), "renew it, as above"
 
 
 if __name__ == "__main__":

@@ -198,7 +198,8 @@ print(code, time.process_time() - started, sorted(heavy), file=sys.stderr)
 
 
 def test_without_torch_and_soon(tmp_path: Path) -> None:
-    """Processor time, which a machine that is shared does not stretch; every preset in one call."""
+    """Processor time of the whole process, which a machine that is shared stretches less: 0.8 s
+    alone on a core of an AMD EPYC."""
     largest: dict[str, Any] = {
         "model": {"preset": "llama-3.1-405b"},
         "data": {"train": "x", "sequence_length": 8192},
@@ -207,7 +208,7 @@ def test_without_torch_and_soon(tmp_path: Path) -> None:
     }
     path = tmp_path / "run.json"
     path.write_text(json.dumps(largest))
-    words = ["--world-size", "64", "--hardware", "h100", "--host-memory", "1TiB", "--nvme", "8TiB"]
+    words = ["--world-size", "512", "--hardware", "h100", "--host-memory", "2TiB"]
     done = subprocess.run(
         [sys.executable, "-c", _TIMED, "plan", str(path), *words],
         capture_output=True,
@@ -216,7 +217,7 @@ def test_without_torch_and_soon(tmp_path: Path) -> None:
     )
     code, spent, heavy = done.stderr.split(maxsplit=2)
     assert (code, heavy.strip()) == ("0", "[]")
-    assert float(spent) < 1.5  # 0.8 alone on a core of an AMD EPYC
+    assert float(spent) < 1.5
 
 
 @pytest.mark.parametrize("preset", presets())

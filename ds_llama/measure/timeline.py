@@ -1,8 +1,9 @@
 """A film of memory as a Chrome trace, which ui.perfetto.dev and chrome://tracing open.
 
-Two processes, the device and the host, each with a counter a category and a counter of their sum,
-and a track with the phases as slices. The clock counts changes of memory: one is a microsecond.
-(Trace Event Format, Google, 2016: counters are "C", slices "X", names "M".)
+Two processes, the device and the host, each with a counter a category and a counter of their sum;
+the lives of the largest storages, with the lines of Python that made them; and a track with the
+phases as slices. The clock counts changes of memory: one is a microsecond. (Trace Event Format,
+Google, 2016: counters are "C", slices "X", what overlaps "b" and "e", names "M".)
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ds_llama.measure.film import Film
+from ds_llama.measure.film import Event, Film
 from ds_llama.measure.phases import CATEGORIES
 
 _PIDS = {"device": 1, "host": 2}
 _PHASES = 3
+_LIVES = 1000
 
 
 def write(film: Film, path: Path) -> None:
@@ -27,7 +29,7 @@ def write(film: Film, path: Path) -> None:
 
 def timeline(film: Film) -> dict[str, Any]:
     """The film as a Chrome trace."""
-    events = [*_names(), *_phases(film), *_counters(film)]
+    events = [*_names(), *_phases(film), *_counters(film), *_lives(film)]
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
@@ -62,6 +64,31 @@ def _counters(film: Film) -> Iterator[dict[str, Any]]:
         for category in (event.category, "total"):
             live[event.place, category] += event.delta_bytes
             yield _counter(time, event.place, category, live[event.place, category])
+
+
+def _lives(film: Film) -> Iterator[dict[str, Any]]:
+    """A slice from a storage's first byte to its last, of those that are largest at any time."""
+    largest: Counter[int] = Counter()
+    now: Counter[int] = Counter()
+    spans: dict[int, tuple[int, int, Event]] = {}
+    for time, event in enumerate(film.events, start=1):
+        now[event.storage] += event.delta_bytes
+        largest[event.storage] = max(largest[event.storage], now[event.storage])
+        begin, _, first = spans.get(event.storage, (time, 0, event))
+        spans[event.storage] = begin, time if now[event.storage] == 0 else 0, first
+    for storage, size in largest.most_common(_LIVES):
+        begin, end, first = spans[storage]
+        stack = film.stacks[first.stack] if first.stack is not None else ()
+        about = {
+            "cat": first.category,
+            "name": f"{first.category} {size / 2**20:.4g} MiB",
+            "id": storage,
+            "pid": _PIDS[first.place],
+            "tid": 1,
+        }
+        lines = "\n".join(f"{frame.filename}:{frame.line} {frame.name}" for frame in stack)
+        yield {"ph": "b", "ts": begin, "args": {"bytes": size, "made by": lines}, **about}
+        yield {"ph": "e", "ts": end or len(film.events), **about}
 
 
 def _counter(time: int, place: str, category: str, size: int) -> dict[str, Any]:

@@ -180,10 +180,14 @@ def test_the_timeline_keeps_the_trace_event_format(
     assert trace["displayTimeUnit"] in ("ms", "ns")
     counters: Counter[tuple[int, str]] = Counter()
     peaks: Counter[tuple[int, str]] = Counter()
+    lives: dict[int, list[dict[str, Any]]] = {}
     for event in trace["traceEvents"]:
         assert {"ph", "name", "pid", "tid"} <= event.keys()
         if event["ph"] == "M":
             assert event["name"] in ("process_name", "process_sort_index")
+        elif event["ph"] in "be":
+            assert {"id", "cat", "ts"} <= event.keys()
+            lives.setdefault(event["id"], []).append(event)
         elif event["ph"] == "X":
             assert event["ts"] >= 0
             assert event["dur"] >= 0
@@ -193,7 +197,10 @@ def test_the_timeline_keeps_the_trace_event_format(
             key = event["pid"], event["name"]
             counters[key] = event["args"]["bytes"]
             peaks[key] = max(peaks[key], counters[key])
-    assert min(peaks) >= (0, "")
+    for begin, end in lives.values():
+        assert (begin["ph"], end["ph"], begin["name"]) == ("b", "e", end["name"])
+        assert begin["ts"] <= end["ts"]
+    assert any("ds_llama/model/mlp.py" in begin["args"]["made by"] for begin, _ in lives.values())
     assert peaks[1, "total"] == max(phase.total.peak_bytes for phase in account.phases)
     assert counters[1, "parameters"] == account.phases[-1].total.now["parameters"]
     slices = [e for e in trace["traceEvents"] if e["ph"] == "X"]

@@ -134,6 +134,11 @@ class Account(TorchDispatchMode):
         self._bury()
         return self._ledger.bytes(device)
 
+    @property
+    def doing(self) -> str | None:
+        """The innermost phase that is open."""
+        return self._open[-1] if self._open else None
+
     def history(self) -> Iterator[Change]:
         """Every change in order; needs `history` or `stacks`."""
         return self._ledger.history()

@@ -12,7 +12,7 @@ module and names no recomputation; and its counts of attention are not those of
 
     causal attention    counted as the full square; here half of it
     its backward        5 products, since a fused kernel computes the scores again; here 4, and the
-                        fifth is recomputation
+                        fifth apart
     on the CPU, and on private devices, no formula at all
 
 What a kernel for causal attention computes above the diagonal is not counted. On the CPU, between
@@ -28,6 +28,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from ds_llama.measure import accounting
+
+_ACCUMULATE = "torch::autograd::AccumulateGrad"
 _ATTENTION = (
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention",
@@ -40,7 +43,11 @@ _BACKWARD = frozenset(f"{name}_backward" for name in _ATTENTION)
 
 
 class Flops(TorchDispatchMode):
-    """Counts while entered. `forward`, `backward` and `recomputed` are FLOPs of this rank.
+    """Counts while entered; FLOPs of this rank.
+
+    forward, backward: of the model. recomputed: forwards repeated by checkpoints. in_kernels: the
+    scores, computed again by the backward of fused attention. optimizer: products of an update, as
+    Muon's, which are told apart where an Account with phases is entered too.
 
     What a checkpoint's node of the backward pass runs itself is a forward repeated (DeepSpeed's
     CheckpointFunction and torch's reentrant one), and so is what runs with gradients enabled there
@@ -53,7 +60,7 @@ class Flops(TorchDispatchMode):
         self.reset()
 
     def reset(self) -> None:
-        self.forward = self.backward = self.recomputed = 0
+        self.forward = self.backward = self.recomputed = self.in_kernels = self.optimizer = 0
 
     @property
     def model(self) -> int:
@@ -62,8 +69,8 @@ class Flops(TorchDispatchMode):
 
     @property
     def hardware(self) -> int:
-        """What was computed: HFU's count."""
-        return self.model + self.recomputed
+        """What was computed for the model: HFU's count."""
+        return self.model + self.recomputed + self.in_kernels
 
     def to_dict(self) -> dict[str, int]:
         return {
@@ -72,6 +79,8 @@ class Flops(TorchDispatchMode):
             "forward": self.forward,
             "backward": self.backward,
             "recomputed": self.recomputed,
+            "in_kernels": self.in_kernels,
+            "optimizer": self.optimizer,
         }
 
     def __torch_dispatch__(
@@ -93,18 +102,26 @@ class Flops(TorchDispatchMode):
         elif func._opname in _BACKWARD:
             once = _attention_flops(func, args, kwargs)
             self._add(2 * once)
-            self.recomputed += once // 2
+            self.in_kernels += once // 2
         else:
             self._add(flop_registry[func._overloadpacket](*args, **kwargs, out_val=out))
 
     def _add(self, flops: int) -> None:
         node = torch._C._current_autograd_node()
-        if node is None:
+        name = "" if node is None else node.name()
+        if name == _ACCUMULATE or (node is None and _doing() in ("backward", "step")):
+            self.optimizer += flops
+        elif node is None:
             self.forward += flops
-        elif torch.is_grad_enabled() or "Checkpoint" in node.name():
+        elif torch.is_grad_enabled() or "Checkpoint" in name:
             self.recomputed += flops
         else:
             self.backward += flops
+
+
+def _doing() -> str | None:
+    account = accounting.entered()
+    return None if account is None else account.doing
 
 
 def _attention_flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -109,6 +109,7 @@ def _panel(axis: Axes, splits: Sequence[Any], line_bytes: int | None, *, named: 
         ha="center",
         fontsize=8,
         fontweight="bold",
+        bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"},
     )
     for edge in range(1, len(PHASES)):
         axis.axvline(edge * _MOMENTS, color="black", linewidth=0.4, alpha=0.35)

@@ -13,7 +13,7 @@ from ds_llama.config.run import Run
 from ds_llama.errors import CallError
 from ds_llama.planner import hardware as devices
 from ds_llama.planner import recommend, search, strategies, written
-from ds_llama.planner.fit import Machine, device_reserve, fit, host_reserve
+from ds_llama.planner.fit import Machine, device_reserve, fit, host_reserve, room
 from ds_llama.planner.hardware import Hardware
 from ds_llama.planner.memory import memory
 from ds_llama.planner.plan import Change, Cost, Plan, Strategy
@@ -100,7 +100,8 @@ def _rows(
 def _row(
     candidate: Candidate, machine: Machine, device: Hardware | None, price: float | None
 ) -> Strategy:
-    held, moved = memory(candidate.resolved), traffic(candidate.resolved)
+    held = memory(candidate.resolved, room(machine))
+    moved = traffic(candidate.resolved)
     row = Strategy(
         candidate=candidate,
         memory=held,

@@ -79,6 +79,13 @@ def device_reserve(peak_bytes: int, world_size: int) -> int:
     return CUDA_CONTEXT_BYTES + nccl + round(FRAGMENTATION * peak_bytes)
 
 
+def room(machine: Machine) -> int | None:
+    """Bytes of a device for tensors, as DeepSpeed finds them free; None where it is not known."""
+    if machine.gpu_bytes is None:
+        return None
+    return machine.gpu_bytes - device_reserve(machine.gpu_bytes, machine.world_size)
+
+
 def host_reserve(machine: Machine) -> int:
     """Bytes of a node's memory that its ranks' processes take beside their tensors."""
     return HOST_PROCESS_BYTES * machine.ranks_per_node

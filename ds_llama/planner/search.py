@@ -10,7 +10,7 @@ from ds_llama.config.resolve import Resolved, data_parallel_ranks, resolve
 from ds_llama.config.run import Run
 from ds_llama.errors import ConfigError
 from ds_llama.planner import strategies
-from ds_llama.planner.fit import Machine, headroom
+from ds_llama.planner.fit import Machine, headroom, room
 from ds_llama.planner.memory import Memory, memory
 from ds_llama.planner.settings import Settings
 from ds_llama.planner.strategies import Candidate
@@ -27,7 +27,9 @@ def spare(run: Run, machine: Machine) -> int | None:
         resolved = resolve(run, machine.world_size, device=machine.device)
     except ConfigError:
         return None
-    return None if hopeless(resolved, machine) else headroom(memory(resolved), machine)
+    return (
+        None if hopeless(resolved, machine) else headroom(memory(resolved, room(machine)), machine)
+    )
 
 
 def max_micro_batch(candidate: Candidate, machine: Machine) -> int | None:
@@ -196,7 +198,7 @@ def any_fits(
             continue
         if hopeless(resolved, machine):
             continue
-        held = memory(resolved)
+        held = memory(resolved, room(machine))
         if headroom(held, machine) >= 0:
             return Candidate(name or strategies.own_name(least, resolved), least, resolved), held
     return None

@@ -103,9 +103,10 @@ def changes(run: Run, resolved: Resolved, machine: Machine, beside_states: int) 
     found = first(list(smaller(run, resolved, machine)), machine)
     if found is not None:
         yield found
-    for micro in dict.fromkeys((resolved.micro_batch_size, 1)):
-        if micro == resolved.micro_batch_size and beside_states > (machine.gpu_bytes or 0):
-            continue  # as many micro batches need as much on the largest world
+    sizes = [resolved.micro_batch_size] * (beside_states <= (machine.gpu_bytes or 0))
+    if found is None:
+        sizes.append(1)  # otherwise a smaller micro batch has been said to be enough here
+    for micro in dict.fromkeys(sizes):
         larger = larger_world(run, resolved, machine, micro)
         if larger is not None:
             changed, world = larger

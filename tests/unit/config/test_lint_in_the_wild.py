@@ -129,7 +129,7 @@ POSTED = {
         "deepspeed",
         {"model_parallel_size": ("unknown-key", "'data_parallel_size'")},
     ),
-    # bf16 stays off: "true" is a string
+    # to the Trainer "false" is true, as every string is
     "hiyouga/LlamaFactory#3493": (
         {
             **AUTO_BATCH,

@@ -187,6 +187,7 @@ class Account(TorchDispatchMode):
         self._known.clear()
 
     def __enter__(self) -> Account:
+        storages.load_dynamo()
         self._collecting = gc.isenabled()
         self._collect()
         self._ask_owners()  # what was made while nobody counted

@@ -28,7 +28,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from ds_llama.measure import accounting
+from ds_llama.measure import accounting, storages
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 _ATTENTION = (
@@ -58,6 +58,11 @@ class Flops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.reset()
+
+    def __enter__(self) -> Flops:
+        storages.load_dynamo()
+        super().__enter__()
+        return self
 
     def reset(self) -> None:
         self.forward = self.backward = self.recomputed = self.in_kernels = self.optimizer = 0

@@ -69,3 +69,12 @@ def _resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:
     for watcher in _watchers:
         watcher(storage)
     return out
+
+
+def load_dynamo() -> None:
+    """Before a dispatch mode is entered: torch's dispatch to one imports it at the first operation.
+
+    Inside `zero.Init` that import fails: `torch.Tensor.__new__` has another signature there
+    (partition_parameters.py:269, torch/_dynamo/polyfills/tensor.py:39).
+    """
+    import torch._dynamo  # noqa: F401

@@ -38,6 +38,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ds_llama.measure import storages
 from ds_llama.measure.accounting import Account
 
 # Where a call's payload stands in its arguments, by the names in its schema.
@@ -162,6 +163,7 @@ class Traffic(TorchDispatchMode):
         )
 
     def __enter__(self) -> Traffic:
+        storages.load_dynamo()
         _entered.append(self)
         super().__enter__()
         return self

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -140,3 +142,15 @@ def test_swaps_are_told_to_whoever_counts() -> None:
     for traffic in (outer, inner):
         moved = traffic.read().to_dict()
         assert (moved["nvme_read_bytes"], moved["nvme_write_bytes"]) == (260, 200)
+
+
+def test_modes_load_what_zero_init_would_break() -> None:
+    """In a process that has it not yet: the first operation may be one inside `zero.Init`."""
+    code = (
+        "import sys\n"
+        "from ds_llama.measure.accounting import Account\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "with Account():\n"
+        "    assert 'torch._dynamo' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

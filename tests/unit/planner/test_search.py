@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import ds_llama as dl
 from ds_llama.config.resolve import resolve
 from ds_llama.planner import search
-from ds_llama.planner.fit import Machine, fit
+from ds_llama.planner.fit import Machine, fit, room
 from ds_llama.planner.memory import memory
 from ds_llama.planner.plan import Plan
 from ds_llama.planner.strategies import candidates
@@ -29,7 +29,7 @@ def fits(name: str, gpu_memory: int, *overrides: str, **train: Any) -> bool:
     section = ["deepspeed.activation_checkpointing={}"] if plus else []
     given = run(PRESET, base, *section, *overrides, **train)
     machine = Machine(8, 8, gpu_memory)
-    return fit(memory(resolve(given, 8)), machine).verdict == "fits"
+    return fit(memory(resolve(given, 8), room(machine)), machine).verdict == "fits"
 
 
 @settings(max_examples=3)

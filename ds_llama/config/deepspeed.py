@@ -129,7 +129,8 @@ def check(
     problems = list(_section(SCHEMA, deepspeed, "", dialect))
     problems += _optimizer_parameters(deepspeed, dialect)
     broken = {problem.key for problem in problems if problem.severity == "error"}
-    meant = {key for problem in problems if (key := _meant(problem))}
+    given = Context(deepspeed)
+    meant = {key for problem in problems if (key := _meant(problem)) and not given.has(key)}
     context = Context(
         _without(deepspeed, broken),
         dialect,

@@ -70,6 +70,13 @@ def test_rules_meet_only_values_that_fit_the_schema():
     assert {p.code for p in found if p.severity == "error"} == {"wrong-type"}
 
 
+def test_a_misspelt_key_beside_the_right_one_hides_nothing():
+    given = {"zero_optimisation": {"stage": 3}, "zero_optimization": {"stage": 2}}
+    given["zero_optimization"]["offload_optimizer"] = {"device": "nvme"}
+    codes = {problem.code for problem in check(given)}
+    assert {"unknown-key", "nvme-without-path", "nvme-below-stage-3"} <= codes
+
+
 def test_a_misspelt_key_is_not_taken_for_an_absent_one():
     """bf16 without a stage is an error of its own, but the stage is only misspelt here."""
     for wrong in ({"zero_optimisation": {"stage": 2}}, {"zero_optimization": {"stag": 2}}):

@@ -12,7 +12,8 @@ keeps for each block (model/attention.py, model/mlp.py, model/norm.py):
     down                       the residual stream                  e N D
 
 and the head its two products, dx and dW, instead of the logits (model/loss.py). What else is listed
-here lives inside one operation: it makes peaks and is gone.
+here lives inside one operation: it makes peaks and is gone. Under `torch_autocast` everything is
+counted in fp32, though matrix products are narrower there: too much, never too little.
 """
 
 from __future__ import annotations

@@ -6,10 +6,6 @@
 Every cell is trained for two steps on gloo processes with an Account around it, and simulated with
 the CPU as its device. The table says how far apart the two are, per phase, at its end and at its
 peak; FILE holds both, with what the bytes are for, of rank 0, and the largest of any rank.
-
-One difference is known. With weights on NVMe DeepSpeed makes its pinned buffers in C++,
-and a run's account sees them when they are first used, the simulator from the beginning: the peak
-of construction is larger there.
 """
 
 from __future__ import annotations

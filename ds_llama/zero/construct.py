@@ -108,7 +108,9 @@ def _zero_init(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> L
     swap.prepare(resolved)
     # DeepSpeed keeps hpZ's group for the process, and stops at making it a second time.
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
-    with deepspeed.zero.Init(config_dict_or_path=resolved.deepspeed):
+    partitioning = deepspeed.zero.Init(config_dict_or_path=resolved.deepspeed)
+    holdings.count_buffers(getattr(partitioning, "param_swapper", None))
+    with partitioning:
         return Llama(config, init=False)
 
 

@@ -69,6 +69,14 @@ def watch_model(model: torch.nn.Module, vocabulary: int) -> None:
         account.ask(model, of_module)
 
 
+def count_buffers(swapper: Any) -> None:
+    """Count what a swapper has just made in C++, which no operation passes to be seen by."""
+    account = accounting.entered()
+    if account is not None:
+        for tensor in _tensors(getattr(swapper, "buffers", None)):
+            account.label(tensor, "buckets")
+
+
 def of_engine(engine: Any) -> Iterator[Held]:
     """Every tensor that the engine holds, with its category (`measure.phases.CATEGORIES`)."""
     outer = engine.optimizer

@@ -146,7 +146,7 @@ def report(rows: list[Row]) -> str:
     lines = [f"{'phase':18} {'':4} {'worst':>9} {'median':>9}   of {len(whole)} cells"]
     for (name, what), shares in found.items():
         lines.append(f"{name:18} {what:4} {max(shares):9.4%} {statistics.median(shares):9.4%}")
-    failed = [f"{row['cell']} world {row['world_size']}: {row['error']}" for row in rows]
+    failed = [f"{row['cell']} world {row['world_size']}: {row.get('error')}" for row in rows]
     lines += [*beyond, *(line for line, row in zip(failed, rows, strict=True) if row.get("error"))]
     return "\n".join(lines)
 

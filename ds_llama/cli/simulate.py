@@ -29,7 +29,9 @@ def command(
         Device, typer.Option(help='"cpu" as on a CPU run, where host and device are one.')
     ] = Device.sim,
     rank: Annotated[int, typer.Option(help="Whose memory to show.")] = 0,
-    steps: Annotated[int, typer.Option(help="Steps to simulate; the last one is shown.")] = 2,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps to simulate; the last is shown. Default: 2 or 3.")
+    ] = None,
     all_stages: Annotated[
         bool, typer.Option("--all-stages", help="The run at ZeRO stages 0 to 3, side by side.")
     ] = False,

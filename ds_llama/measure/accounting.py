@@ -123,6 +123,8 @@ class Account(TorchDispatchMode):
         self._open: list[str] = []
         self._made_from = labels.OTHER
         self._owners: list[tuple[weakref.ref[Any], Holdings]] = []
+        self.ended: Callable[[str], None] | None = None
+        """Called with a phase's name at its end."""
         self._observers: list[Observer] = []
         self._known: dict[Any, _Known] = {}
         self._collecting = False
@@ -163,6 +165,8 @@ class Account(TorchDispatchMode):
             self.phases.append(Phase(name, found, total, self.accelerator, process))
             self._open.pop()
             self._edge(name, False)
+            if self.ended is not None:
+                self.ended(name)
 
     def _edge(self, name: str, begins: bool) -> None:
         if self._ledger.keep:

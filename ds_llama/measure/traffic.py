@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -105,6 +105,12 @@ class Moved:
     @property
     def host_link_bytes(self) -> int:
         return self.to_device_bytes + self.to_host_bytes
+
+    def plus(self, before: Moved, after: Moved, times: int) -> Moved:
+        """This, and `times` what was moved between `before` and `after`."""
+        names = [part.name for part in fields(Moved)]
+        parts = {n: [getattr(each, n) for each in (self, before, after)] for n in names}
+        return Moved(**{name: _plus(*three, times) for name, three in parts.items()})
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -243,3 +249,9 @@ class Traffic(TorchDispatchMode):
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def _plus(total: Any, before: Any, after: Any, times: int) -> Any:
+    if isinstance(total, dict):
+        return {k: _plus(n, before.get(k, 0), after.get(k, 0), times) for k, n in total.items()}
+    return total + times * (after - before)

@@ -39,9 +39,15 @@ class RemoteTraceback(Exception):
 
 
 def simulate(
-    run: Run, world_size: int = 64, *, device: Device = "sim", rank: int = 0, steps: int = 2
+    run: Run,
+    world_size: int = 64,
+    *,
+    device: Device = "sim",
+    rank: int = 0,
+    steps: int | None = None,
 ) -> Simulation:
-    """What rank `rank` of `world_size` holds through `steps` optimizer steps of `run`.
+    """What rank `rank` of `world_size` holds through `steps` optimizer steps of `run`: by default
+    as many as it takes until all later ones are alike, two or three.
 
     The package's own construction, registration and step through the real DeepSpeed engine, over
     tensors without data; neither data nor weights are read, and nothing is written into the run's
@@ -81,7 +87,7 @@ def resolved(request: Request) -> Resolved:
             where="rank",
             remedy=f"give a rank from 0 to {world - 1}",
         )
-    if request.steps < 1:
+    if request.steps is not None and request.steps < 1:
         raise CallError(f"{request.steps} steps", where="steps", remedy="simulate at least 1")
     found = resolve(request.run, world, device="cuda" if request.device == "sim" else "cpu")
     refusals.check(found)

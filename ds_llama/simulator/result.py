@@ -15,6 +15,8 @@ Device = Literal["sim", "cpu"]
 class Request:
     """One simulation: `rank` of `world_size` through `steps` optimizer steps of `run`.
 
+    steps: None is as many as make the last one as every later one (`simulator.window`).
+    every_micro_batch: run all of a window; otherwise three stand for more.
     film: keep every change of memory; with "stacks", the lines of Python that made it too.
     """
 
@@ -22,7 +24,8 @@ class Request:
     world_size: int
     device: Device = "sim"
     rank: int = 0
-    steps: int = 2
+    steps: int | None = None
+    every_micro_batch: bool = False
     film: Literal["no", "yes", "stacks"] = "no"
 
 

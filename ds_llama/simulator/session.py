@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -21,10 +20,10 @@ from ds_llama.measure.phases import Bytes, Phase, merged
 from ds_llama.measure.traffic import Traffic
 from ds_llama.model import init
 from ds_llama.model.traits import traits_of
-from ds_llama.simulator import patches, pinned, process, standins, world
+from ds_llama.simulator import patches, pinned, process, standins, window, world
 from ds_llama.simulator.result import Memory, Request, SimulatedPhase, Simulation
 from ds_llama.zero import construct, register
-from ds_llama.zero.step import Batch, take_step
+from ds_llama.zero.step import take_step
 
 
 def simulate(request: Request) -> Simulation:
@@ -39,18 +38,22 @@ def _simulate(request: Request, resolved: Resolved, start: float) -> Simulation:
     world.join(request.rank, request.world_size)
     account = Account(request.device, history=request.film != "no", stacks=request.film == "stacks")
     traffic, flops = Traffic(), Flops()
+    counted = window.Counted(traffic, flops)
     account.observe(flops)
+    account.ended = counted.ended
+    short = resolved if request.every_micro_batch else window.shortened(resolved)
     with FakeTensorMode(allow_non_fake_inputs=True), account, traffic.under(account):
-        model = construct.build(resolved, fill=partial(_fill_blocks, seed=0))
-        engine = register.initialize(model, resolved, resolved.deepspeed, traits_of(model))
+        model = construct.build(short, fill=partial(_fill_blocks, seed=0))
+        engine = register.initialize(model, short, short.deepspeed, traits_of(model))
         edges, begun = [], []
-        for _ in range(request.steps):
+        for _ in range(request.steps or window.steady_steps(resolved)):
             edges.append(len(account.phases))
             begun.append(len(account.edges))
-            traffic.reset()
-            flops.reset()
-            take_step(engine, _window(resolved))
+            counted.begin()
+            batches = window.batches(resolved)
+            take_step(engine, batches[: short.accumulation_steps])
     first = account.phases[edges[0] : edges[1]] if len(edges) > 1 else account.phases[edges[0] :]
+    moved, model_flops, hardware_flops = counted.of(resolved.accumulation_steps)
     return Simulation(
         world_size=request.world_size,
         rank=request.rank,
@@ -60,11 +63,11 @@ def _simulate(request: Request, resolved: Resolved, start: float) -> Simulation:
         phases=_phases([*account.phases[: edges[0]], *account.phases[edges[-1] :]]),
         first_step=_phases(first),
         seconds=time.perf_counter() - start,
-        traffic=traffic.read().collectives,
-        moved=traffic.read().to_dict(),
-        theory=theory.beside(traffic.read(), resolved).to_dict(),
-        flops=flops.model,
-        hardware_flops=flops.hardware,
+        traffic=moved.collectives,
+        moved=moved.to_dict(),
+        theory=theory.beside(moved, resolved).to_dict(),
+        flops=model_flops,
+        hardware_flops=hardware_flops,
         host_pinned_bytes=pinned.peak_bytes(),
         nvme_bytes=standins.NVME.now_bytes,
         warnings=tuple(f"{p.key}: {p.message}; {p.remedy}" for p in resolved.problems),
@@ -92,15 +95,6 @@ def _fill_blocks(model: nn.Module, seed: int) -> None:
         with construct.own_part(parameter) as (target, start, stop):
             first = min(stop - start, init.BLOCK - start % init.BLOCK)
             init.fill_(target[:first], name, rules[name], start, seed)
-
-
-def _window(resolved: Resolved) -> list[Batch]:
-    """The micro-batches of one step, without their values, as the loader gives them."""
-    shape = (resolved.micro_batch_size, resolved.run.data.sequence_length)
-    return [
-        {name: torch.zeros(shape, dtype=torch.int64) for name in ("input_ids", "labels")}
-        for _ in range(resolved.accumulation_steps)
-    ]
 
 
 def _phases(phases: Sequence[Phase]) -> tuple[SimulatedPhase, ...]:

@@ -77,11 +77,6 @@ class Cell:
         }
         return load_run(tree, *named.get(self.strategy, ()))
 
-    @property
-    def steps(self) -> int:
-        """Until ZeRO-3 prefetches: from its third micro-batch on."""
-        return 3 if self.accumulation == 1 else 2
-
 
 QUICK = (
     Cell("zero1", "tiny", None, world=4, sequence=256),
@@ -139,7 +134,7 @@ def simulated(cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, int] | st
     """Each cell with its simulated peaks, or with the reason why there are none."""
     with tempfile.TemporaryDirectory() as folder, Simulator() as simulator:
         for cell in cells:
-            request = Request(cell.run(folder), cell.world, "sim", 0, cell.steps)
+            request = Request(cell.run(folder), cell.world)
             [outcome] = simulator.outcomes([request])
             if isinstance(outcome, Simulation):
                 yield cell, outcome.peak

@@ -52,7 +52,8 @@ class Walk:
         self.gathered = self.graph = self.copies = 0
         self.first = True
         kinds = {(visit.kind, visit.way) for visit in order}
-        self.steps = {(kind, way): self._step(kind, way) for kind, way in kinds}
+        steps = {(kind, way): self._step(kind, way) for kind, way in kinds}
+        self.plays = [(visit, steps[visit.kind, visit.way]) for visit in order]
         self.split = next(i for i, visit in enumerate(order) if visit.way != "forward")
 
     # --- the two passes --------------------------------------------------------------------------
@@ -60,13 +61,11 @@ class Walk:
     def forward(self) -> None:
         """From the token ids to the loss."""
         self.ledger.hold(_ACTIVATIONS, 16 * self.settings.tokens)  # ids and labels, int64
-        for place in range(self.split):
-            self._visit(place)
+        self._play(0, self.split)
 
     def backward(self) -> None:
         """From the loss to the last gradient; the reducer is told of each."""
-        for place in range(self.split, len(self.order)):
-            self._visit(place)
+        self._play(self.split, len(self.order))
         self.ledger.free(_ACTIVATIONS, 16 * self.settings.tokens)
 
     def finish(self) -> None:
@@ -82,18 +81,24 @@ class Walk:
         self.ledger.free(_PARAMETERS, self.copies)
         self.copies, self.first = 0, True
 
-    def _visit(self, place: int) -> None:
-        visit = self.order[place]
-        window = self.windows[place] if self.windows is not None else Window()
-        self._gathered(window.during)
-        step = self.steps[visit.kind, visit.way]
-        if step is not None:
-            step(visit)
-        if place < len(self.order) - 1:  # the embedding's, whose input has no gradient, wait
-            self._gathered(window.after)
-        if window.copies and self.first:
-            self.ledger.hold(_PARAMETERS, window.copies)
-            self.copies += window.copies
+    def _play(self, start: int, stop: int) -> None:
+        plays = self.plays[start:stop]
+        if self.windows is None:
+            for visit, step in plays:
+                if step is not None:
+                    step(visit)
+            return
+        last = len(self.order) - 1  # the embedding's, whose input has no gradient, waits
+        for place, (visit, step) in enumerate(plays, start):
+            window = self.windows[place]
+            self._gathered(window.during)
+            if step is not None:
+                step(visit)
+            if place < last:
+                self._gathered(window.after)
+            if window.copies and self.first:
+                self.ledger.hold(_PARAMETERS, window.copies)
+                self.copies += window.copies
 
     def _step(self, kind: str, way: str) -> Callable[[Visit], None] | None:
         step: Callable[[Visit], None] | None

@@ -14,7 +14,7 @@ from typing import Any
 
 from ds_llama.config.run import Run
 from ds_llama.selftest.cells import Cell
-from ds_llama.selftest.memory import differences, measure, memory_run
+from ds_llama.selftest.memory import STEPS, differences, measure, memory_run
 from ds_llama.simulator.process import simulate_many
 from ds_llama.simulator.result import Request
 from ds_llama.zero import world
@@ -55,7 +55,7 @@ def sees_another_dtype_of_sums(folder: Path) -> None:
 
 def simulated(runs: list[Run]) -> list[dict[str, Any]]:
     size = world.world_size()
-    requests = [Request(run, size, device="cpu") for run in runs]
+    requests = [Request(run, size, device="cpu", steps=STEPS) for run in runs]
     return [simulation.to_dict() for simulation in simulate_many(requests)]
 
 

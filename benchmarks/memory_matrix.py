@@ -25,7 +25,7 @@ from typing import Any
 
 from ds_llama.config.resolve import versions
 from ds_llama.selftest.cells import OFFLOADS, STAGES, Cell
-from ds_llama.selftest.memory import PARTS, STEPS, Difference, differences, measure, memory_run
+from ds_llama.selftest.memory import PARTS, Difference, differences, measure, memory_run
 from ds_llama.simulator.process import Simulator
 from ds_llama.simulator.result import Request, Simulation
 
@@ -125,7 +125,7 @@ def _requests(rows: list[Row]) -> list[Request]:
     named = {cell.name: cell for cell in cells([])}
     runs = [memory_run(named[r["cell"]], folder / r["cell"], r["world_size"]) for r in rows]
     pairs = zip(runs, rows, strict=True)
-    return [Request(run, row["world_size"], device="cpu", steps=STEPS) for run, row in pairs]
+    return [Request(run, row["world_size"], device="cpu") for run, row in pairs]
 
 
 def _gaps(row: Row) -> list[Difference]:

@@ -5,10 +5,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 step() {
-    local started=$SECONDS
+    local started=$SECONDS status=0
     printf '\n== %s\n' "$*"
-    "$@"
+    "$@" || status=$?
     printf -- '-- %d s: %s\n' "$((SECONDS - started))" "$*"
+    return "$status"
 }
 
 step "${PYTHON:-python3}" launch/bootstrap.py --extra test
@@ -20,4 +21,12 @@ step ruff check .
 step mypy
 # Before pytest, so that no test's time limit has a compiler in it.
 step python -m ds_llama.launcher.ops cpu_adam async_io
-step pytest --durations=15 "$@"
+if (($#)); then
+    step pytest --durations=15 "$@"
+    exit
+fi
+# First what one process does by itself, two at a time; then what takes all cores.
+failed=0
+step env OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --durations=15 tests/unit || failed=$?
+step pytest --durations=15 --ignore=tests/unit || failed=$?
+exit "$failed"

@@ -41,13 +41,11 @@ class Reducer:
     def end(self) -> None:
         """The backward pass is over."""
         if self.boundary and self.settings.resolved.world_size > 0:
-            for bucket in _buckets(self.settings.weights, _ALLREDUCE):
+            for bucket in _buckets([weight.elements for weight in self.settings.weights]):
                 if len(bucket) > 1:
-                    elements = sum(weight.elements for weight in bucket)
-                    self.ledger.peek(_BUCKETS, self.settings.width * elements)
+                    self.ledger.peek(_BUCKETS, self.settings.width * sum(bucket))
                 if self.settings.communication_width != self.settings.width:
-                    elements = sum(weight.elements for weight in bucket)
-                    self.ledger.peek(_BUCKETS, self.settings.communication_width * elements)
+                    self.ledger.peek(_BUCKETS, self.settings.communication_width * sum(bucket))
 
     def clear(self) -> None:
         """After the update."""
@@ -77,9 +75,15 @@ class Bf16Reducer(Reducer):
         self.kept = True
         self.ledger.peek(_OTHER, 4 * self.settings.largest)  # added up one by one, in fp32
         settings = self.settings
-        if self.boundary and settings.communication_width != 4:
+        if not self.boundary:
+            return
+        if settings.communication_width != 4:
             elements = sum(weight.elements for weight in settings.weights)
             self.ledger.peek(_BUCKETS, settings.communication_width * elements)
+        groups = [sum(weight.elements for weight in group) for group in settings.groups]
+        for bucket in _buckets(groups):  # sums of several groups are joined, those of one are not
+            if len(bucket) > 1:
+                self.ledger.peek(_BUCKETS, 4 * sum(bucket))
 
     def clear(self) -> None:
         """Gone with the step: `engine.step` sets them to None (runtime/engine.py)."""
@@ -385,14 +389,11 @@ def is_bf16_optimizer(settings: Settings) -> bool:
     )
 
 
-def _buckets(weights: Iterable[Weight], limit: int) -> list[list[Weight]]:
-    """As `allreduce_no_retain` fills them: the one that goes over the limit is in."""
-    found: list[list[Weight]] = [[]]
-    elements = 0
-    for weight in weights:
-        found[-1].append(weight)
-        elements += weight.elements
-        if elements > limit:
+def _buckets(sizes: Iterable[int]) -> list[list[int]]:
+    """As `allreduce_no_retain` fills them (runtime/engine.py): what goes over the limit is in."""
+    found: list[list[int]] = [[]]
+    for size in sizes:
+        found[-1].append(size)
+        if sum(found[-1]) > _ALLREDUCE:
             found.append([])
-            elements = 0
     return found if found[-1] else found[:-1]

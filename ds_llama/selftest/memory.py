@@ -24,12 +24,13 @@ from ds_llama.measure.traffic import Traffic
 from ds_llama.model.traits import traits_of
 from ds_llama.selftest.cells import Cell
 from ds_llama.selftest.tiny import make_run
+from ds_llama.simulator.window import steady_steps
 from ds_llama.zero import construct, register, world
 from ds_llama.zero import engine as engines
 from ds_llama.zero.step import Batch, take_step
 
 PARTS = ("phases", "first_step")
-STEPS, MICRO, TOKENS = 2, 1, 128
+MICRO, TOKENS = 1, 128
 MODEL = {
     "vocab_size": 2048,
     "hidden_size": 192,
@@ -98,7 +99,7 @@ def measure(run: Run) -> dict[str, Any]:
         engine = register.initialize(model, resolved, resolved.deepspeed, traits_of(model))
         del model
         edges = []
-        for step in range(STEPS):
+        for step in range(steady_steps(resolved)):
             edges.append(len(account.phases))
             traffic.reset()
             flops.reset()

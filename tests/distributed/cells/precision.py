@@ -178,7 +178,8 @@ def fp32_sums_cost(folder: Path, *, stage: int) -> None:
                     engine.backward(engine(**micro, reduction="sum").loss)
                 with account.phase("step"):
                     engine.step()
-        between[name], after[name] = (account.phases[i].total.now_bytes for i in (0, 3))
+        ends = {each.name: each.total.now_bytes for each in account.phases[::-1]}
+        between[name], after[name] = ends["backward"], account.phases[-1].total.now_bytes
     zero = engine.ds_llama.resolved.deepspeed["zero_optimization"]
     whole = engine.ds_llama.resolved.model.num_parameters
     held = whole if stage == 1 else whole // size

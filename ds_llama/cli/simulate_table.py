@@ -23,15 +23,18 @@ def show(found: Simulation, label: str | None = None) -> None:
 
 
 def _phases(found: Simulation, label: str | None) -> Any:
+    from rich import box
     from rich.table import Table
 
     table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
         title=f"{format_count(found.parameters)} parameters, {label or f'stage {found.stage}'}, "
         f"rank {found.rank} of {found.world_size}",
         title_justify="left",
     )
     places = ["total"] if found.device == "cpu" else ["device", "host", "total"]
-    table.add_column("phase")
+    table.add_column("phase", no_wrap=True)
     for place in places:
         table.add_column(f"{place} end", justify="right")
         table.add_column("peak", justify="right")
@@ -44,7 +47,18 @@ def _phases(found: Simulation, label: str | None) -> Any:
     return table
 
 
+def _peaks(found: Simulation) -> Iterator[str]:
+    """What the largest peak of each place is made of."""
+    for place in ("device", "host") if found.device != "cpu" else ("total",):
+        worst = max(found.phases, key=lambda phase: getattr(phase, place).peak_bytes)
+        parts = {k: n for k, n in getattr(worst, place).peak.items() if n}
+        if parts:
+            split = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items())
+            yield f"{place} peak, in {worst.name}: {split}"
+
+
 def _lines(found: Simulation) -> Iterator[str]:
+    yield from _peaks(found)
     moved, paper = found.moved, found.theory
     sent = [f"{kind} {format_bytes(size)}" for kind, size in moved["collectives"].items()]
     yield f"collectives of a step: {', '.join(sent) or 'none'}"

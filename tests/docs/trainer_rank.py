@@ -62,6 +62,8 @@ def main(lines: str, weights: str, out: Path, strategies: list[str]) -> None:
         }
     if torch.distributed.get_rank() == 0:
         out.write_text(json.dumps(found))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # gloo's threads may abort a process that exits
 
 
 if __name__ == "__main__":

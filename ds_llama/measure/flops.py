@@ -25,10 +25,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from ds_llama.measure import accounting, storages
+from ds_llama.measure import accounting
+from ds_llama.measure.observing import Observing
 
 _ACCUMULATE = "torch::autograd::AccumulateGrad"
 _ATTENTION = (
@@ -42,7 +42,7 @@ _FORWARD = frozenset(_ATTENTION)
 _BACKWARD = frozenset(f"{name}_backward" for name in _ATTENTION)
 
 
-class Flops(TorchDispatchMode):
+class Flops(Observing):
     """Counts while entered; FLOPs of this rank.
 
     forward, backward: of the model. recomputed: forwards repeated by checkpoints. in_kernels: the
@@ -58,11 +58,6 @@ class Flops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.reset()
-
-    def __enter__(self) -> Flops:
-        storages.load_dynamo()
-        super().__enter__()
-        return self
 
     def reset(self) -> None:
         self.forward = self.backward = self.recomputed = self.in_kernels = self.optimizer = 0
@@ -87,15 +82,6 @@ class Flops(TorchDispatchMode):
             "in_kernels": self.in_kernels,
             "optimizer": self.optimizer,
         }
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if self.observes(func):
-            self.saw(func, args, kwargs, out)
-        return out
 
     def observes(self, func: Any) -> bool:
         known = func._opname in _FORWARD | _BACKWARD or func._overloadpacket in flop_registry

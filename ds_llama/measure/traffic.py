@@ -35,11 +35,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ds_llama.measure import storages
 from ds_llama.measure.accounting import Account
+from ds_llama.measure.observing import Observing
 
 # Where a call's payload stands in its arguments, by the names in its schema.
 _PAYLOAD = {
@@ -135,7 +134,7 @@ def swapped(*, read: Iterable[torch.Tensor] = (), written: Iterable[torch.Tensor
             traffic.nvme_write_bytes += written_bytes
 
 
-class Traffic(TorchDispatchMode):
+class Traffic(Observing):
     """Counts while entered; `read()` at any time, `reset()` between steps."""
 
     def __init__(self) -> None:
@@ -169,7 +168,6 @@ class Traffic(TorchDispatchMode):
         )
 
     def __enter__(self) -> Traffic:
-        storages.load_dynamo()
         _entered.append(self)
         super().__enter__()
         return self
@@ -177,15 +175,6 @@ class Traffic(TorchDispatchMode):
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)
         _entered.remove(self)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if self.observes(func):
-            self.saw(func, args, kwargs, out)
-        return out
 
     def observes(self, func: Any) -> bool:
         return func.namespace in ("c10d", "_c10d_functional") or func in _COPIES

@@ -10,10 +10,9 @@ Nothing of torch or DeepSpeed is changed outside the processes that `process.Sim
 from __future__ import annotations
 
 from ds_llama.simulator.process import Simulator, simulate, simulate_many
-from ds_llama.simulator.result import Memory, Request, SimulatedPhase, Simulation
+from ds_llama.simulator.result import Request, SimulatedPhase, Simulation
 
 __all__ = [
-    "Memory",
     "Request",
     "SimulatedPhase",
     "Simulation",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ds_llama.config.run import Run
 from ds_llama.measure.film import Film
+from ds_llama.measure.phases import Bytes
 
 Device = Literal["sim", "cpu"]
 
@@ -30,31 +31,13 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Live tensor bytes at the end of a phase and at its peak, of one place or in total."""
-
-    now_bytes: int
-    peak_bytes: int
-    now: dict[str, int] = field(default_factory=dict)
-    peak: dict[str, int] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "now_bytes": self.now_bytes,
-            "peak_bytes": self.peak_bytes,
-            "now": dict(self.now),
-            "peak": dict(self.peak),
-        }
-
-
-@dataclass(frozen=True)
 class SimulatedPhase:
     """One phase of one rank. `total` has a peak of its own: peaks do not add."""
 
     name: str
-    device: Memory
-    host: Memory
-    total: Memory
+    device: Bytes
+    host: Bytes
+    total: Bytes
 
     def to_dict(self) -> dict[str, Any]:
         places = {"device": self.device, "host": self.host, "total": self.total}

@@ -16,12 +16,12 @@ from ds_llama.config.resolve import Resolved
 from ds_llama.measure import film, theory
 from ds_llama.measure.accounting import Account
 from ds_llama.measure.flops import Flops
-from ds_llama.measure.phases import Bytes, Phase, merged
+from ds_llama.measure.phases import Phase, merged
 from ds_llama.measure.traffic import Traffic
 from ds_llama.model import init
 from ds_llama.model.traits import traits_of
 from ds_llama.simulator import patches, pinned, process, standins, window, world
-from ds_llama.simulator.result import Memory, Request, SimulatedPhase, Simulation
+from ds_llama.simulator.result import Request, SimulatedPhase, Simulation
 from ds_llama.zero import construct, register
 from ds_llama.zero.step import take_step
 
@@ -99,10 +99,6 @@ def _fill_blocks(model: nn.Module, seed: int) -> None:
 
 def _phases(phases: Sequence[Phase]) -> tuple[SimulatedPhase, ...]:
     return tuple(
-        SimulatedPhase(phase.name, *map(_memory, (phase.device, phase.host, phase.total)))
+        SimulatedPhase(phase.name, phase.device, phase.host, phase.total)
         for phase in merged(phases)
     )
-
-
-def _memory(found: Bytes) -> Memory:
-    return Memory(found.now_bytes, found.peak_bytes, dict(found.now), dict(found.peak))

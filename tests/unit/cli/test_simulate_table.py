@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from ds_llama.cli.simulate_table import show
-from ds_llama.simulator import Memory, SimulatedPhase, Simulation
+from ds_llama.measure.phases import Bytes
+from ds_llama.simulator import SimulatedPhase, Simulation
 
-NOTHING = Memory(0, 0)
+NOTHING = Bytes(0, 0)
 
 
 def phase(name: str, size: int) -> SimulatedPhase:
-    held = Memory(size, 2 * size, {"parameters": size}, {"parameters": size, "logits": size})
+    held = Bytes(size, 2 * size, {"parameters": size}, {"parameters": size, "logits": size})
     return SimulatedPhase(name, held, NOTHING, held)
 
 

@@ -106,7 +106,8 @@ def is_built(name: str) -> bool:
         stamp = json.loads(_stamp(name).read_text())
     except (OSError, ValueError):
         return False
-    return bool(stamp.get("key") == _key() and Path(stamp.get("library", "")).is_file())
+    library = Path(stamp.get("library", ""))
+    return library.is_file() and stamp == _stamped(library)
 
 
 def _build_one(name: str, root: Path, timeout_s: float) -> None:
@@ -134,7 +135,7 @@ def _build_one(name: str, root: Path, timeout_s: float) -> None:
             )
         if code != 0 or not lines or not Path(lines[-1]).is_file():
             raise _failure(name, log, f"did not compile: {_first_error(lines)}", _INSTALL)
-    _stamp(name).write_text(json.dumps({"key": _key(), "library": lines[-1]}))
+    _stamp(name).write_text(json.dumps(_stamped(Path(lines[-1]))))
 
 
 def _failure(name: str, log: Path, what: str, remedy: str) -> MachineError:
@@ -193,6 +194,15 @@ def _root() -> Path:
 
 def _stamp(name: str) -> Path:
     return _root() / f"ds_llama-{name}-{_key()[:12]}.json"
+
+
+def _stamped(library: Path) -> dict[str, str]:
+    """What tells this build from another: environments that share the folder build over each other,
+    and ninja's file, with the headers of the one that built last, says whose build it is."""
+    rules = library.with_name("build.ninja")
+    written = rules.read_bytes() if rules.is_file() else b""
+    digest = hashlib.sha256(written).hexdigest()
+    return {"key": _key(), "library": str(library), "rules": digest}
 
 
 def _key() -> str:

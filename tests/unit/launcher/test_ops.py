@@ -167,6 +167,12 @@ def test_a_build_is_made_once_and_survives_a_dead_builders_lock(
     assert "done after" in capsys.readouterr().err
     ops.build(["cpu_adam"])
     assert capsys.readouterr().err == ""
+    rules = tmp_path / "cpu_adam" / "build.ninja"
+    ours = rules.read_text()
+    rules.write_text(ours.replace("-I", "-I/another/environment/include -I", 1))
+    assert not ops.is_built("cpu_adam")  # another environment has built over it since
+    rules.write_text(ours)
+    assert ops.is_built("cpu_adam")
     (tmp_path / "cpu_adam" / "cpu_adam.so").unlink()
     assert not ops.is_built("cpu_adam")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from ds_llama.config.model import LlamaConfig
 from ds_llama.config.run import RecomputeConfig
@@ -45,9 +46,25 @@ class Gathers:
 
 def weights(model: LlamaConfig) -> dict[str, int]:
     """Elements of every weight that a module of its own reads, in the order of registration."""
-    width, inner = model.hidden_size, model.intermediate_size
-    query, key = model.attention_size, model.key_value_size
-    bias = model.attention_bias
+    return _weights(
+        *(model.num_hidden_layers, model.hidden_size, model.intermediate_size),
+        *(model.attention_size, model.key_value_size, model.attention_bias, model.mlp_bias),
+        *(model.num_embedding_parameters, model.tie_word_embeddings),
+    )
+
+
+@lru_cache(maxsize=32)
+def _weights(
+    layers: int,
+    width: int,
+    inner: int,
+    query: int,
+    key: int,
+    bias: bool,
+    mlp_bias: bool,
+    embedding: int,
+    tied: bool,
+) -> dict[str, int]:
     block = {
         "input_layernorm": width,
         "q": width * query + query * bias,
@@ -55,16 +72,16 @@ def weights(model: LlamaConfig) -> dict[str, int]:
         "v": width * key + key * bias,
         "o": width * query + width * bias,
         "post_attention_layernorm": width,
-        "gate": width * inner + inner * model.mlp_bias,
-        "up": width * inner + inner * model.mlp_bias,
-        "down": width * inner + width * model.mlp_bias,
+        "gate": width * inner + inner * mlp_bias,
+        "up": width * inner + inner * mlp_bias,
+        "down": width * inner + width * mlp_bias,
     }
-    sizes = {"embed": model.num_embedding_parameters}
-    for layer in range(model.num_hidden_layers):
+    sizes = {"embed": embedding}
+    for layer in range(layers):
         sizes |= {f"{layer}.{name}": size for name, size in block.items()}
     sizes["norm"] = width
-    if not model.tie_word_embeddings:
-        sizes["head"] = model.num_embedding_parameters
+    if not tied:
+        sizes["head"] = embedding
     return sizes
 
 
@@ -176,33 +193,48 @@ def _replay(
     return Gathers(coordinator.elements, coordinator.calls, coordinator.most_live, kept)
 
 
+class Window(NamedTuple):
+    """Elements of gathered weights, and of buffers for them, while a module runs and after it; and
+    of the copies within the node that hpZ makes of a weight when it is let go of first."""
+
+    during: int
+    after: int
+    copies: int
+
+
 def windows(
-    order: Trace, sizes: dict[str, int], limits: Limits, ranks: int
-) -> list[tuple[int, int, set[str]]]:
-    """Elements of gathered weights and of buffers for them, while each module runs and after it,
-    and which weights it lets go of.
+    order: Trace, sizes: dict[str, int], limits: Limits, ranks: int, copies: dict[str, int]
+) -> list[Window]:
+    """One for each module. `copies`: elements of a rank's hpZ copy of each weight, if it has any.
 
     Several weights fetched at once arrive in one flat buffer, out of which each is copied when the
     first is waited for; it goes when the last has been (partition_parameters.py:741, :1341). A
     weight fetched alone is a view of its buffer, and one rank alone needs no buffer.
     """
-    return _windows(tuple(order), tuple(sizes.items()), limits, ranks)
+    buffers = sizes if ranks == 1 else {n: -(-size // ranks) * ranks for n, size in sizes.items()}
+    weights = zip(sizes, sizes.values(), buffers.values(), strict=True)
+    return _windows(tuple(order), tuple(weights), limits, ranks == 1, tuple(copies.items()))
 
 
-# A plan's strategies gather alike, whatever they offload: cached, they are played once.
+# A plan's strategies gather alike, whatever they offload, and so do worlds that divide every weight
+# evenly: cached, they are played once.
 @lru_cache(maxsize=32)
 def _windows(
     order: tuple[Sequence[str], ...],
-    named: tuple[tuple[str, int], ...],
+    weights: tuple[tuple[str, int, int], ...],
     limits: Limits,
-    ranks: int,
-) -> list[tuple[int, int, set[str]]]:
-    sizes = dict(named)
-    coordinator = _Coordinator(order, sizes, limits, persistent(sizes, limits), ranks)
+    alone: bool,
+    copied: tuple[tuple[str, int], ...],
+) -> list[Window]:
+    sizes = {name: size for name, size, _ in weights}
+    buffers = None if alone else {name: size for name, _, size in weights}
+    copies = dict(copied)
+    coordinator = _Coordinator(order, sizes, limits, persistent(sizes, limits), buffers)
     found = []
     for step in range(len(order)):
         coordinator.run(step)
-        found.append((coordinator.during, coordinator.held, coordinator.released))
+        made = sum(copies.pop(name, 0) for name in coordinator.released) if copies else 0
+        found.append(Window(coordinator.during, coordinator.held, made))
     return found
 
 
@@ -225,10 +257,10 @@ class _Coordinator:
         sizes: dict[str, int],
         limits: Limits,
         stays: set[str],
-        ranks: int = 1,
+        buffers: dict[str, int] | None = None,
     ) -> None:
         self.order, self.sizes, self.limits, self.stays = order, sizes, limits, stays
-        self.ranks, self.held, self.during = ranks, 0, 0
+        self.buffers, self.held, self.during = buffers, 0, 0
         self.inflight: dict[str, _Fetch] = {}
         self.released = set[str]()
         self.whole: dict[str, int] = {}
@@ -275,11 +307,11 @@ class _Coordinator:
             self.live += elements
             self.most_live = max(self.most_live, self.live)
             self.available.update(names)
-            if self.ranks == 1:
+            if self.buffers is None:
                 self.whole.update({name: self.sizes[name] for name in names})
                 self.held += elements
                 return
-            buffer = sum(-(-self.sizes[name] // self.ranks) * self.ranks for name in names)
+            buffer = sum(self.buffers[name] for name in names)
             fetch = _Fetch(elements, buffer, set(names))
             self.inflight.update(dict.fromkeys(names, fetch))
             self.held += buffer

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from ds_llama.planner.terms import PhaseMemory, Span, Terms
 
 _Entries = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Operations on the device in short: what their worst moment adds to what was held before them,
+    and what the end differs from it, in all (`rise`, `fall`) and by category."""
+
+    rise: int
+    fall: int
+    worst: tuple[tuple[str, int], ...]
+    rest: tuple[tuple[str, int], ...]
 
 
 class Ledger:
@@ -31,19 +42,15 @@ class Ledger:
         if host:
             self._host[category] += size
             self._on_host += size
-            if self._on_host > self._host_peak:
-                self._host_peak, self._host_worst = self._on_host, self._host.copy()
         else:
             self._device[category] += size
             self.on_device += size
-            if self.on_device > self._device_peak:
-                self._device_peak, self._device_worst = self.on_device, self._device.copy()
-        if self.on_device + self._on_host > self._total_peak:
-            self._total_peak = self.on_device + self._on_host
-            self._total_worst = (self._device.copy(), self._host.copy())
+        self._rising = True
 
     def free(self, category: str, size: int, *, host: bool = False) -> None:
         """`size` bytes less of `category`."""
+        if self._rising:
+            self._mark()
         if host:
             self._host[category] -= size
             self._on_host -= size
@@ -75,11 +82,34 @@ class Ledger:
         yield
         self.free(category, size, host=host)
 
+    def stretch(self) -> Stretch:
+        """What has happened on the device since this ledger began, empty."""
+        self._mark()
+        worst, now = self._device_worst, self._device
+        rest = [(name, size - worst[name]) for name, size in now.items() if size != worst[name]]
+        return Stretch(
+            self._device_peak,
+            self.on_device - self._device_peak,
+            tuple((name, size) for name, size in worst.items() if size),
+            tuple(rest),
+        )
+
+    def replay(self, part: Stretch) -> None:
+        """All that `part` holds and frees, and its worst moment."""
+        for category, size in part.worst:
+            self._device[category] += size
+        self.on_device += part.rise
+        self._mark()
+        for category, size in part.rest:
+            self._device[category] += size
+        self.on_device += part.fall
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Record a phase; one that comes again under the same name widens its peaks."""
         self._begin()
         yield
+        self._mark()
         device, host = Terms(**self._device), Terms(**self._host)
         one, other = self._total_worst
         spans = {
@@ -96,7 +126,19 @@ class Ledger:
         self._device_peak, self._device_worst = self.on_device, self._device.copy()
         self._host_peak, self._host_worst = self._on_host, self._host.copy()
         self._total_peak = self.on_device + self._on_host
-        self._total_worst = (self._device.copy(), self._host.copy())
+        self._total_worst = (self._device_worst, self._host_worst)
+        self._rising = False
+
+    def _mark(self) -> None:
+        """Write down what is held if it never was more: done before anything is freed."""
+        self._rising = False
+        if self.on_device > self._device_peak:
+            self._device_peak, self._device_worst = self.on_device, self._device.copy()
+        if self._on_host > self._host_peak:
+            self._host_peak, self._host_worst = self._on_host, self._host.copy()
+        if self.on_device + self._on_host > self._total_peak:
+            self._total_peak = self.on_device + self._on_host
+            self._total_worst = (self._device.copy(), self._host.copy())
 
 
 def _wider(before: Span, span: Span) -> Span:

@@ -21,11 +21,11 @@ from ds_llama.planner import gathers
 from ds_llama.planner.activations import activations
 from ds_llama.planner.gradients import reducer
 from ds_llama.planner.ledger import Ledger
+from ds_llama.planner.passes import Passes
 from ds_llama.planner.settings import Settings
 from ds_llama.planner.states import States
 from ds_llama.planner.terms import PhaseMemory, Terms
 from ds_llama.planner.traffic import limits
-from ds_llama.planner.walk import Walk, Window
 
 __all__ = ["Memory", "PhaseMemory", "Terms", "memory"]
 
@@ -78,45 +78,39 @@ def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory
     with ledger.phase("initialise"):
         states.initialise()
     order = gathers.visits(settings.model, settings.recompute)
-    walk = Walk(settings, ledger, reducer(settings, ledger), order, _windows(settings, order))
+    windows = _windows(settings, order)
+    passes = Passes(settings, ledger, reducer(settings, ledger), order, windows)
     with ledger.phase("first"):
         states.moments()
-    _step(settings, ledger, states, walk)
+    _step(settings, ledger, states, passes)
     return _summed(ledger, states)
 
 
-def _windows(settings: Settings, order: list[gathers.Visit]) -> list[Window] | None:
+def _windows(settings: Settings, order: list[gathers.Visit]) -> list[gathers.Window]:
     alone = settings.ranks == 1 and (settings.on_cpu or settings.resolved.offload_param is None)
     if settings.stage < 3 or alone:  # alone, the slice is the weight
-        return None
+        return []
     sizes = gathers.weights(settings.model)
     trace = [visit.weights for visit in order]
-    found = gathers.windows(trace, sizes, limits(settings.zero), settings.ranks)
-    width, seen, windows = settings.width, set[str](), []
-    for during, after, released in found:
-        fresh = released - seen
-        seen |= fresh
-        copies = sum(settings.secondary(sizes[name]) for name in fresh)
-        windows.append(Window(width * during, width * after, width * copies))
-    return windows
+    return gathers.windows(trace, sizes, limits(settings.zero), settings.ranks, settings.copies)
 
 
-def _step(settings: Settings, ledger: Ledger, states: States, walk: Walk) -> None:
+def _step(settings: Settings, ledger: Ledger, states: States, passes: Passes) -> None:
     """One optimizer step. Of its micro-batches the first and the last are played: those between
     hold what the last holds."""
     count = min(settings.resolved.accumulation_steps, 2)
     for number in range(count):
-        walk.reducer.begin(first=number == 0, boundary=number == count - 1)
+        passes.reducer.begin(first=number == 0, boundary=number == count - 1)
         with ledger.phase("forward"):
-            walk.forward()
+            passes.forward()
         with ledger.phase("backward"):
-            walk.backward()
-            walk.reducer.end()
-            walk.finish()
+            passes.backward()
+            passes.reducer.end()
+            passes.finish()
     with ledger.phase("step"):
         states.step()
-        walk.reducer.clear()
-        walk.updated()
+        passes.reducer.clear()
+        passes.updated()
 
 
 def _summed(ledger: Ledger, states: States) -> Memory:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ds_llama.config.model import LlamaConfig
@@ -73,10 +73,7 @@ class Settings:
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
         """Every weight once, in the order of `named_parameters`."""
-        found = []
-        for name, elements in gathers.weights(self.model).items():
-            found.append(Weight(name, elements, int(name.endswith("norm"))))
-        return tuple(found)
+        return _weights(tuple(gathers.weights(self.model).items()))
 
     @cached_property
     def groups(self) -> tuple[tuple[Weight, ...], ...]:
@@ -143,16 +140,25 @@ class Settings:
     def offloaded(self) -> bool:
         return self.resolved.offload_optimizer is not None
 
-    def secondary(self, elements: int) -> int:
-        """Elements of a weight that hpZ keeps within the node (partition_parameters.py:1885)."""
+    @cached_property
+    def copies(self) -> dict[str, int]:
+        """Elements of each weight that hpZ keeps within the node, if it is on
+        (partition_parameters.py:1885)."""
         size = int(self.zero.get("zero_hpz_partition_size", 1)) if self.stage == 3 else 1
+        if size == 1:
+            return {}
         threshold = int(self.zero.get("stage3_param_persistence_threshold", 0))
-        return -(-elements // size) if size > 1 and elements > threshold else 0
+        return {w.name: -(-w.elements // size) * (w.elements > threshold) for w in self.weights}
 
     def pinned(self, name: str) -> bool:
         """Whether what `name` ("optimizer" or "param") offloads is page-locked."""
         section = self.zero.get(f"offload_{name}") or {}
         return bool(section.get("pin_memory", True))
+
+
+@lru_cache(maxsize=32)
+def _weights(sizes: tuple[tuple[str, int], ...]) -> tuple[Weight, ...]:
+    return tuple(Weight(name, size, int(name.endswith("norm"))) for name, size in sizes)
 
 
 def _bytes(dtype: str | None, default: int) -> int:

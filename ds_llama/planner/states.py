@@ -14,9 +14,12 @@ S' counts every weight that the partition has a part of whole, g is the bytes of
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import cached_property
+
 from ds_llama.planner.gradients import is_bf16_optimizer, shares
 from ds_llama.planner.ledger import Ledger
-from ds_llama.planner.settings import Settings, padded
+from ds_llama.planner.settings import Settings, Weight, padded
 
 _PARAMETERS, _GRADIENTS, _MASTER = "parameters", "gradients", "master"
 _OPTIMIZER, _BUCKETS, _OTHER = "optimizer", "buckets", "other"
@@ -52,14 +55,13 @@ class States:
 
     def moments(self) -> None:
         """What the first update makes and no later one lets go; it drops hpZ's copies."""
-        every = sum(self.settings.secondary(weight.elements) for weight in self.settings.weights)
-        self.ledger.free(_PARAMETERS, self.settings.width * every)
         settings, width = self.settings, self.settings.moment_width
+        self.ledger.free(_PARAMETERS, settings.width * sum(settings.copies.values()))
         if settings.stage == 3:
             self.ledger.hold(_OPTIMIZER, width * sum(self._kept_groups()))
             self.ledger.hold(_OPTIMIZER, width * sum(self._host_groups()), host=True)
             if settings.resolved.offload_optimizer == "nvme":  # made, then swapped out
-                self.ledger.peek(_OPTIMIZER, width * max(self._sub_groups()), host=True)
+                self.ledger.peek(_OPTIMIZER, width * max(self._sub_groups), host=True)
             return
         masters = self.total if settings.stage == 0 else sum(shares(settings))
         self.ledger.hold(_OPTIMIZER, masters * width, host=settings.offloaded)
@@ -69,7 +71,7 @@ class States:
         """In this rank's swap files: masters, moments and gradients, and the weights."""
         settings, found = self.settings, 0
         if settings.resolved.offload_optimizer == "nvme":
-            swapped = sum(self._sub_groups()) - sum(self._host_groups())
+            swapped = sum(self._sub_groups) - sum(self._host_groups())
             found += swapped * (2 * settings.master_width + settings.moment_width)
         if settings.resolved.offload_param == "nvme":
             found += settings.width * self.slices
@@ -157,7 +159,7 @@ class States:
 
     # --- stage 3: partition_parameters.py, stage3.py ---------------------------------------------
 
-    @property
+    @cached_property
     def slices(self) -> int:
         """Elements of this rank's slice of every weight, each padded to the ranks."""
         ranks = self.settings.ranks
@@ -174,25 +176,29 @@ class States:
             self._hold_host(_BUCKETS, size, "param")
         tied = settings.model.tie_word_embeddings
         order = [*settings.weights, *([settings.weights[0]] if tied else [])]
-        secondary = 0  # hpZ's copies, made of every weight and dropped when values are filled in
+        # More and more is held: of weights of one size the last one makes the highest peak.
+        last = {weight.elements: index for index, weight in enumerate(order)}
         for index, weight in enumerate(order):
-            share = padded(weight.elements, settings.ranks) // settings.ranks
-            with ledger.held(_OTHER, whole * weight.elements):
-                pass
-            with ledger.held(_OTHER, e * weight.elements):
-                host = self.params_on_host and weight.group == 0
+            peaks = last[weight.elements] == index
+            ledger.peek(_OTHER, whole * weight.elements * peaks)
+            with ledger.held(_OTHER, e * weight.elements) if peaks else nullcontext():
                 if index < len(settings.weights):
-                    if host and nvme and e * share >= _LEAST_SWAP:
-                        continue
-                    if host:
-                        self.unswapped += e * share
-                        self._hold_host(_PARAMETERS, e * share, "param")
-                    else:
-                        ledger.hold(_PARAMETERS, e * share)
-                    copy = e * settings.secondary(weight.elements)
-                    ledger.hold(_PARAMETERS, copy)
-                    secondary += copy
-        ledger.free(_PARAMETERS, secondary)
+                    self._slice(weight)
+        ledger.free(_PARAMETERS, e * sum(settings.copies.values()))  # as values are filled in
+
+    def _slice(self, weight: Weight) -> None:
+        """This rank's part of a weight, and hpZ's copy."""
+        settings, e = self.settings, self.settings.width
+        size = e * (padded(weight.elements, settings.ranks) // settings.ranks)
+        if not self.params_on_host or weight.group:
+            self.ledger.hold(_PARAMETERS, size)
+        elif settings.resolved.offload_param == "cpu" or size < _LEAST_SWAP:
+            self.unswapped += size
+            self._hold_host(_PARAMETERS, size, "param")
+        else:
+            return
+        if settings.copies:
+            self.ledger.hold(_PARAMETERS, e * settings.copies[weight.name])
 
     def _sharded(self) -> None:
         settings, ledger = self.settings, self.ledger
@@ -211,8 +217,7 @@ class States:
         moved = self.params_on_host and not settings.on_cpu
         slice_ = padded(settings.largest, settings.ranks) // settings.ranks if moved else 0
         ledger.peek(_OTHER, settings.width * (settings.largest + slice_))
-        every = sum(settings.secondary(weight.elements) for weight in settings.weights)
-        ledger.hold(_PARAMETERS, settings.width * every)
+        ledger.hold(_PARAMETERS, settings.width * sum(settings.copies.values()))
 
     def _defragment(self) -> None:
         """All slices into one buffer: by way of the host (utils.py:215), or there (stage3.py:885).
@@ -227,7 +232,7 @@ class States:
         self._hold_host(_PARAMETERS, e * self._flat_on_host(), "param")
         ledger.free(_PARAMETERS, min(self.unswapped, e * self._flat_on_host()), host=True)
         if self._flat_on_host() < self.slices:
-            ledger.lock(_BUCKETS, e * max(self._sub_groups()))
+            ledger.lock(_BUCKETS, e * max(self._sub_groups))
 
     def _flat_on_host(self) -> int:
         """Elements of offloaded slices that are kept in host memory."""
@@ -235,6 +240,7 @@ class States:
             return self.slices
         return min(self.slices, int(self.settings.zero["offload_param"]["max_in_cpu"]))
 
+    @cached_property
     def _sub_groups(self) -> list[int]:
         """Elements of this rank's part of each sub-group, which is what is updated at a time.
 
@@ -256,18 +262,18 @@ class States:
     def _split(self) -> int:
         """Sub-groups that an offload with `ratio` below 1 leaves on the device (stage3.py:1106)."""
         ratio = float((self.settings.zero.get("offload_optimizer") or {}).get("ratio", 1.0))
-        return int((1 - ratio) * len(self._sub_groups()))
+        return int((1 - ratio) * len(self._sub_groups))
 
     def _kept_groups(self) -> list[int]:
         """Sub-groups whose states are on the device."""
-        groups = self._sub_groups()
+        groups = self._sub_groups
         return groups[: self._split()] if self.settings.offloaded else groups
 
     def _host_groups(self) -> list[int]:
         """Sub-groups whose states are in host memory; smaller ones than 1 MiB never go to NVMe."""
         if not self.settings.offloaded:
             return []
-        groups = self._sub_groups()[self._split() :]
+        groups = self._sub_groups[self._split() :]
         if self.settings.resolved.offload_optimizer == "nvme":
             return [share for share in groups if share * self.settings.master_width < _LEAST_SWAP]
         return groups
@@ -283,7 +289,7 @@ class States:
     def _gradient_buffers(self) -> None:
         """What the optimizer reads its gradients from: lasting on the host, for a moment here."""
         settings, ledger, width = self.settings, self.ledger, self.settings.master_width
-        largest = width * max(self._sub_groups())
+        largest = width * max(self._sub_groups)
         if settings.resolved.offload_optimizer == "nvme":
             count = int(settings.zero["offload_optimizer"]["buffer_count"])
             ledger.lock(_BUCKETS, count * largest)
@@ -308,6 +314,6 @@ class States:
             return
         largest = padded(settings.largest, settings.ranks) // settings.ranks
         ledger.peek(_OTHER, 8 * largest)
-        group = max(self._sub_groups())
+        group = max(self._sub_groups)
         flat = settings.accumulation_width * group
         ledger.peek(_GRADIENTS, flat + (4 * group if settings.accumulation_width != 4 else 0))

@@ -2,115 +2,58 @@
 
     forward    each block leaves what its backward pass needs (planner/activations.py)
     head       leaves dx and dW; the logits come and go in chunks
-    backward   each block gives its activations back and makes gradients, which the stage's reducer
-               (planner/gradients.py) takes, averages and thins out
+    backward   each block gives its activations back and makes gradients
 
-Blocks are alike, so little is learned from walking through all of them; but buckets, prefetches and
-reuse distances do not end where blocks end, and a walk costs a few milliseconds.
+`planner/passes.py` plays these into a run's ledger, one section after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import NamedTuple
 
 from ds_llama.planner.activations import activations, head
-from ds_llama.planner.gathers import Visit, recomputed
-from ds_llama.planner.gradients import Reducer
-from ds_llama.planner.ledger import Ledger
-from ds_llama.planner.settings import Settings, Weight
+from ds_llama.planner.gathers import Visit, Window, recomputed
+from ds_llama.planner.ledger import Ledger, Stretch
+from ds_llama.planner.settings import Settings
 
 _ACTIVATIONS, _GRADIENTS, _LOGITS, _PARAMETERS = "activations", "gradients", "logits", "parameters"
 
 
-@dataclass(frozen=True)
-class Window:
-    """Bytes of gathered weights while a module runs and after it (planner/gathers.py), and of the
-    copies within the node that hpZ makes of what is let go."""
+class Part(NamedTuple):
+    """A stretch of a section, and the visit after it whose gradient is there then, if any."""
 
-    during: int = 0
-    after: int = 0
-    copies: int = 0
+    stretch: Stretch
+    made: int | None
 
 
 class Walk:
-    """Plays micro-batches into a ledger. `windows`: one for each visit; None below stage 3."""
+    """What each module does, recorded: the ledger begins empty, and begins again at a gradient."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        ledger: Ledger,
-        reducer: Reducer,
-        order: Sequence[Visit],
-        windows: Sequence[Window] | None,
-    ) -> None:
-        self.settings, self.ledger, self.reducer = settings, ledger, reducer
-        self.order, self.windows = order, windows
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.ledger = settings, Ledger()
         self.size, self.head = activations(settings), head(settings)
         self.weights = {weight.name: weight for weight in settings.weights}
         self.tied = settings.model.tie_word_embeddings
-        self.gathered = self.graph = self.copies = 0
-        self.first = True
-        kinds = {(visit.kind, visit.way) for visit in order}
-        steps = {(kind, way): self._step(kind, way) for kind, way in kinds}
-        self.plays = [(visit, steps[visit.kind, visit.way]) for visit in order]
-        self.split = next(i for i, visit in enumerate(order) if visit.way != "forward")
 
-    # --- the two passes --------------------------------------------------------------------------
-
-    def forward(self) -> None:
-        """From the token ids to the loss."""
-        self.ledger.hold(_ACTIVATIONS, 16 * self.settings.tokens)  # ids and labels, int64
-        self._play(0, self.split)
-
-    def backward(self) -> None:
-        """From the loss to the last gradient; the reducer is told of each."""
-        self._play(self.split, len(self.order))
-        self.ledger.free(_ACTIVATIONS, 16 * self.settings.tokens)
-
-    def finish(self) -> None:
-        """After the backward pass: the loss dies, and with it the graph. Checkpointed parts have
-        their inputs there as plain attributes (checkpointing.py:582), which no backward frees."""
-        self._free(self.graph)
-        self._gathered(self.windows[-1].after if self.windows is not None else 0)
-        self.graph = 0
-        self.first = False
-
-    def updated(self) -> None:
-        """After the update, which makes hpZ's copies worthless."""
-        self.ledger.free(_PARAMETERS, self.copies)
-        self.copies, self.first = 0, True
-
-    def _play(self, start: int, stop: int) -> None:
-        plays = self.plays[start:stop]
-        if self.windows is None:
-            for visit, step in plays:
-                if step is not None:
-                    step(visit)
-            return
-        last = len(self.order) - 1  # the embedding's, whose input has no gradient, waits
-        for place, (visit, step) in enumerate(plays, start):
-            window = self.windows[place]
-            self._gathered(window.during)
+    def record(self, visits: Sequence[Visit], windows: Sequence[Window]) -> list[Part]:
+        """These visits one after the other, the first one's weights gathered already. `windows`:
+        one for each, or none where nothing is gathered."""
+        self.ledger, self.parts = Ledger(), list[Part]()
+        width, gathered = self.settings.width, windows[0].during if windows else 0
+        for self.place, (visit, window) in enumerate(zip_longest(visits, windows)):
+            if window is not None:
+                self.ledger.free(_PARAMETERS, width * gathered)
+                self.ledger.hold(_PARAMETERS, width * window.during)
+            step = getattr(self, f"_{visit.kind}{'_backward' * (visit.way == 'backward')}", None)
             if step is not None:
                 step(visit)
-            if place < last:
-                self._gathered(window.after)
-            if window.copies and self.first:
-                self.ledger.hold(_PARAMETERS, window.copies)
-                self.copies += window.copies
-
-    def _step(self, kind: str, way: str) -> Callable[[Visit], None] | None:
-        step: Callable[[Visit], None] | None
-        step = getattr(self, f"_{kind}_backward" if way == "backward" else f"_{kind}", None)
-        return step
-
-    def _gathered(self, size: int) -> None:
-        if size > self.gathered:
-            self.ledger.hold(_PARAMETERS, size - self.gathered)
-        elif size < self.gathered:
-            self.ledger.free(_PARAMETERS, self.gathered - size)
-        self.gathered = size
+            if window is not None:
+                self.ledger.free(_PARAMETERS, width * (window.during - window.after))
+                self.ledger.hold(_PARAMETERS, width * window.copies)
+                gathered = window.after
+        return [*self.parts, Part(self.ledger.stretch(), None)]
 
     def _hold(self, size: int) -> None:
         self.ledger.hold(_ACTIVATIONS, size)
@@ -122,10 +65,9 @@ class Walk:
         self.ledger.peek(_ACTIVATIONS, size)
 
     def _gradient(self, visit: Visit) -> None:
-        for name in visit.weights:
-            weight: Weight = self.weights[name]
-            self.ledger.hold(_GRADIENTS, self.settings.width * weight.elements)
-            self.reducer.ready(weight)
+        """Made: what takes it is played in between, so that a new stretch begins."""
+        self.parts.append(Part(self.ledger.stretch(), self.place))
+        self.ledger = Ledger()
 
     # --- forward ---------------------------------------------------------------------------------
 
@@ -236,7 +178,6 @@ class Walk:
         self._peek(self.size.hidden)
         self._free(self.size.inner + self.size.hidden)  # what the second norm gave
         self._gradient(visit)
-        self._end(visit, "mlp")
 
     def _post_attention_layernorm_backward(self, visit: Visit) -> None:
         self._peek(self.size.norm_backward)
@@ -266,19 +207,9 @@ class Walk:
         self._peek(self.size.hidden)
         self._free(self.size.query + self.size.hidden)
         self._gradient(visit)
-        self._end(visit, "attention")
 
     def _input_layernorm_backward(self, visit: Visit) -> None:
         self._post_attention_layernorm_backward(visit)
-        self._end(visit, "block")
-
-    def _end(self, visit: Visit, part: str) -> None:
-        """The backward pass of a part is over: what it gave when it was run again goes too.
-
-        What the part was given stays with the graph, which `finish` lets go of.
-        """
-        if self._part(visit) == part:
-            self.graph += self.size.hidden
 
     def _embed_backward(self, visit: Visit) -> None:
         if self.tied:

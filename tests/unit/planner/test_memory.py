@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import asdict, replace
+from operator import ne
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from ds_llama.config.resolve import resolve
 from ds_llama.planner.ledger import Ledger
 from ds_llama.planner.memory import Memory, memory
 from ds_llama.planner.paper import Sharded, model_states
+from ds_llama.planner.passes import Passes
 from ds_llama.planner.settings import Settings
 from ds_llama.planner.terms import Terms
+from ds_llama.planner.walk import Part
 
 PHASES = ["construct", "initialise", "forward", "backward", "step"]
 NAMES = st.sampled_from(
@@ -189,6 +192,53 @@ def test_a_trillion_parameters_take_no_time() -> None:
     assert count > 1e12
     states = found.device_steady.master + found.device_steady.optimizer
     assert states == pytest.approx(12 * count / 1024, rel=1e-3)
+
+
+def every_section(self: Passes, start: int, stop: int) -> list[Part]:
+    """As `Passes._parts` without its memory: every section is recorded for itself."""
+    windows = (self.windows if self.first else self.later)[start:stop]
+    return self.walk.record(self.order[start:stop], windows)
+
+
+def first_block(self: Passes, start: int, stop: int) -> list[Part]:
+    """As `Passes._parts`, blind to what is gathered and recomputed."""
+    head = self.order[start]
+    key = (head.kind, head.way)
+    return self.recorded.setdefault(key, every_section(self, start, stop))
+
+
+RUNS = [
+    ("zero1", 8, "mlp", "train.recompute.every=2"),
+    ("zero3", 8, "attention", "train.recompute.every=3"),
+    ("zero3_offload", 3, None, "deepspeed.zero_optimization.stage3_prefetch_bucket_size=90000"),
+    ("zero3_hpz", 16, "block", "deepspeed.zero_optimization.stage3_max_reuse_distance=0"),
+]
+
+
+def alike(shape: dict[str, Any]) -> list[Memory]:
+    return [
+        plan(name, shape, *more, world=world, accumulation=2, recompute=recompute)
+        for name, world, recompute, *more in RUNS
+    ]
+
+
+@settings(deadline=None, max_examples=15)
+@given(shape=SHAPES)
+def test_sections_that_are_alike_are_played_alike(shape: dict[str, Any]) -> None:
+    """One recording stands for all of its kind: the same bytes as each recorded for itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Passes, "_parts", every_section)
+        expected = alike(shape)
+    assert alike(shape) == expected
+
+
+def test_a_section_that_stands_for_another_kind_is_seen() -> None:
+    shape = {"hidden_size": 256, "num_attention_heads": 4, "num_hidden_layers": 5}
+    shape |= {"intermediate_size": 512, "vocab_size": 5000}
+    expected = alike(shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Passes, "_parts", first_block)
+        assert all(map(ne, alike(shape), expected))
 
 
 def test_a_ledger_peaks_where_most_is_held() -> None:

@@ -1,0 +1,107 @@
+"""Forward and backward passes of one micro-batch after another, played into a run's ledger.
+
+The modules are taken in sections, a block or what lies between blocks (planner/walk.py). Sections
+of one kind, for which the same is gathered, are recorded once and replayed; gradients are told to
+the stage's reducer (planner/gradients.py) one by one, for buckets do not end where blocks end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ds_llama.planner.gathers import Visit, Window, recomputed
+from ds_llama.planner.gradients import Reducer
+from ds_llama.planner.ledger import Ledger
+from ds_llama.planner.settings import Settings
+from ds_llama.planner.walk import Part, Walk
+
+_ACTIVATIONS, _GRADIENTS, _PARAMETERS = "activations", "gradients", "parameters"
+_FIRST = frozenset({"llama", "block", "norm", "embed"})  # kinds with which a section begins
+
+
+class Passes:
+    """`windows`: one for each visit of `order`, empty below stage 3."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        reducer: Reducer,
+        order: Sequence[Visit],
+        windows: Sequence[Window],
+    ) -> None:
+        self.settings, self.ledger, self.reducer = settings, ledger, reducer
+        self.order, self.walk = order, Walk(settings)
+        self.weights = {weight.name: weight for weight in settings.weights}
+        # The last weight waits for `finish`: it is the embedding's, whose input has no gradient.
+        self.after = windows[-1].after if windows else 0
+        self.windows = [*windows[:-1], *(last._replace(after=last.during) for last in windows[-1:])]
+        self.later, self.copies = self.windows, 0  # later: from the second micro-batch on
+        if settings.copies:
+            self.later = [window._replace(copies=0) for window in self.windows]
+            self.copies = settings.width * sum(window.copies for window in self.windows)
+        self.gathered = 0
+        self.first = True
+        self.recorded: dict[tuple[object, ...], list[Part]] = {}
+        starts = [place for place, visit in enumerate(order) if visit.kind in _FIRST]
+        self.sections = [*zip(starts, [*starts[1:], len(order)], strict=True)]
+        self.split = next(
+            i for i, (at, _) in enumerate(self.sections) if order[at].way != "forward"
+        )
+
+    def forward(self) -> None:
+        """From the token ids to the loss."""
+        self.ledger.hold(_ACTIVATIONS, 16 * self.settings.tokens)  # ids and labels, int64
+        self._play(self.sections[: self.split])
+
+    def backward(self) -> None:
+        """From the loss to the last gradient; the reducer is told of each."""
+        self._play(self.sections[self.split :])
+        self.ledger.free(_ACTIVATIONS, 16 * self.settings.tokens)
+
+    def finish(self) -> None:
+        """After the backward pass: the loss dies, and with it the graph. Checkpointed parts have
+        their inputs there as plain attributes (checkpointing.py:582), which no backward frees."""
+        layers = range(self.settings.model.num_hidden_layers)
+        parts = sum(recomputed(self.settings.recompute, layer) is not None for layer in layers)
+        self.ledger.free(_ACTIVATIONS, parts * self.walk.size.hidden)
+        self._gather(self.after)
+        self.first = False
+
+    def updated(self) -> None:
+        """After the update, which makes hpZ's copies worthless."""
+        self.ledger.free(_PARAMETERS, self.copies)
+        self.first = True
+
+    def _play(self, sections: Sequence[tuple[int, int]]) -> None:
+        width, replay = self.settings.width, self.ledger.replay
+        for start, stop in sections:
+            if self.windows:
+                self._gather(self.windows[start].during)
+                self.gathered = self.windows[stop - 1].after
+            for part in self._parts(start, stop):
+                replay(part.stretch)
+                if part.made is not None:
+                    for name in self.order[start + part.made].weights:
+                        weight = self.weights[name]
+                        self.ledger.hold(_GRADIENTS, width * weight.elements)
+                        self.reducer.ready(weight)
+
+    def _parts(self, start: int, stop: int) -> list[Part]:
+        """A section as it was recorded for the first of its kind."""
+        head = self.order[start]
+        windows = (self.windows if self.first else self.later)[start:stop]
+        kept = recomputed(self.settings.recompute, head.layer)
+        key = (head.kind, head.way, kept, *windows)
+        if key not in self.recorded:
+            self.recorded[key] = self.walk.record(self.order[start:stop], windows)
+        return self.recorded[key]
+
+    def _gather(self, elements: int) -> None:
+        """Hold that much of gathered weights instead of what was held."""
+        size = self.settings.width * (elements - self.gathered)
+        if size > 0:
+            self.ledger.hold(_PARAMETERS, size)
+        else:
+            self.ledger.free(_PARAMETERS, -size)
+        self.gathered = elements

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 from ds_llama.config.model import LlamaConfig
@@ -269,10 +270,8 @@ class _Coordinator:
         self.available = set(stays)
         self.fetched_for: dict[str, int] = {}
         self.elements = self.calls = self.live = self.most_live = 0
-        before = [0]
-        for names in order:
-            before.append(before[-1] + sum(sizes[name] for name in names))
-        self.before = before
+        of_each = (sum([sizes[name] for name in names]) if names else 0 for names in order)
+        self.before = [0, *accumulate(of_each)]
         uses: dict[str, list[int]] = {}
         for name, step in self.queue:
             uses.setdefault(name, []).append(step)
@@ -281,6 +280,12 @@ class _Coordinator:
     def run(self, step: int) -> None:
         """One module: fetch it, fetch ahead, use it, drop what may be dropped."""
         names = self.order[step]
+        self.released = set()
+        if not names:
+            self.during = self.held
+            self._prefetch()
+            self.during = max(self.during, self.held)
+            return
         self._gather([name for name in names if name not in self.available])
         wanted = sum(self.fetched_for.get(name, -1) < step for name in names)
         for name, used_at in self.queue[self.position : self.position + wanted]:
@@ -291,7 +296,6 @@ class _Coordinator:
             self._wait(name)
         self._prefetch()
         self.during = max(self.during, self.held)
-        self.released = set()
         for name in names:
             if name not in self.stays and not self._comes_back(name, step + 1):
                 self.released.add(name)
@@ -333,6 +337,8 @@ class _Coordinator:
             self.held -= fetch.buffer
 
     def _prefetch(self) -> None:
+        if self.position == len(self.queue):
+            return
         room = min(self.limits.max_live_parameters - self.live, self.limits.prefetch_bucket_size)
         found: list[str] = []
         elements = 0
@@ -348,7 +354,7 @@ class _Coordinator:
     def _comes_back(self, name: str, step: int) -> bool:
         if self.fetched_for.get(name, -1) > step:
             return True
-        later = next((use for use in self.uses[name] if use >= step), None)
-        if later is None:
-            return False
-        return self.before[later] - self.before[step] < self.limits.max_reuse_distance
+        for use in self.uses[name]:
+            if use >= step:
+                return self.before[use] - self.before[step] < self.limits.max_reuse_distance
+        return False

@@ -4,6 +4,7 @@
     python benchmarks/plan_error.py --quick            the cells that the suite simulates again
     python benchmarks/plan_error.py --full             the large models at their full depth too
     python benchmarks/plan_error.py --from FILE        predict again what FILE has simulated
+    python benchmarks/plan_error.py --random 200 --seed 1   cells that nobody chose
 
 A cell is a strategy, a model (whole, or with fewer layers: a layer costs the plan what it costs the
 engine), a world, a sequence length, a micro-batch, and what is recomputed. Prints the worst and the
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +33,7 @@ from ds_llama.simulator.process import Simulator
 from ds_llama.simulator.result import Request, Simulation
 
 RESULT = Path(__file__).parent / "results" / "plan_error.json"
+RANDOM = RESULT.with_name("plan_error_random.json")
 MATRIX = Path(__file__).parent / "results" / "memory_matrix.json"
 BOUND, MATRIX_BOUND = 0.03, 0.02
 # Not there yet: swapped gradients of two ranks, in a model of which a weight is a large part.
@@ -41,7 +44,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """One comparison. `layers` and `vocabulary`: instead of the preset's own."""
+    """One comparison. `layers` and `vocabulary`: instead of the preset's own; `overrides` as on the
+    command line, `key.path=value`."""
 
     strategy: str
     preset: str
@@ -53,6 +57,10 @@ class Cell:
     recompute: str | None = None
     every: int = 1
     vocabulary: int | None = None
+    overrides: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "overrides", tuple(self.overrides))  # a list, from JSON
 
     def run(self, folder: str = "unused") -> Run:
         """The cell as a run; `folder` is what it would swap to."""
@@ -77,7 +85,7 @@ class Cell:
             "train": train,
             "deepspeed": self.strategy,
         }
-        return load_run(tree, *named.get(self.strategy, ()))
+        return load_run(tree, *named.get(self.strategy, ()), *self.overrides)
 
 
 QUICK = (
@@ -132,6 +140,83 @@ def large() -> list[Cell]:
     ]
 
 
+SHARDED = ("zero1", "zero1_offload", "zero2", "zero2_offload", "zero2_bf16_states", "zero3")
+SHARDED += ("zero3_offload_optimizer", "zero3_offload", "zero3_twinflow", "zero3_hpz")
+DRAWN = ("zero0", *SHARDED, *SHARDED, "zero3_nvme", "zero3_nvme_optimizer")
+PRESETS = ("tinyllama-1.1b", "llama-3.2-1b", "llama-3.2-3b", "llama-2-7b", "llama-3-8b")
+PRESETS += ("llama-2-13b", "llama-33b", "llama-65b", "llama-3.1-70b", "llama-3.1-405b")
+WORLDS = (1, 2, 3, 4, 8, 8, 16, 24, 64, 100, 256, 512, 1024)
+OTHERS: dict[str, tuple[Any, ...]] = {
+    "reduce_bucket_size": (10**6, 5 * 10**7, 2 * 10**8, 5 * 10**8, 10**9),
+    "contiguous_gradients": (False,),
+    "reduce_scatter": (False,),
+    "overlap_comm": (True, False),
+    "allgather_bucket_size": (2 * 10**6, 5 * 10**8, 10**9),
+    "round_robin_gradients": (True,),
+    "stage3_prefetch_bucket_size": (0, 10**7, 5 * 10**7, 5 * 10**8),
+    "stage3_param_persistence_threshold": (0, 10**4, 10**5, 10**6, 2 * 10**7),
+    "stage3_max_live_parameters": (0, 10**7, 3 * 10**8, 10**9, 10**10),
+    "stage3_max_reuse_distance": (0, 10**8, 10**9, 10**10),
+    "sub_group_size": (10**7, 10**8, 10**9, 10**12),
+    "zero_hpz_partition_size": (2, 4, 8),
+    "offload_optimizer.pin_memory": (False,),
+    "offload_param.pin_memory": (False,),
+    "offload_optimizer.ratio": (0.0, 0.3, 0.5, 0.9),
+}
+"""Other values of `zero_optimization`; a cell whose stage has no such key is drawn again."""
+
+
+def drawn(seed: int) -> Iterator[Cell]:
+    """Cells of every axis at random, without end; only what resolves. Most are shallow."""
+    rng = random.Random(seed)
+    while True:
+        cell = _draw(rng)
+        try:
+            resolve(cell.run(), cell.world)
+        except DsLlamaError:
+            continue
+        yield cell
+
+
+def _draw(rng: random.Random) -> Cell:
+    strategy, preset = rng.choice(DRAWN), rng.choice(PRESETS)
+    whole = preset in PRESETS[:2] and rng.random() < 0.15
+    overrides = []
+    for name, values in OTHERS.items():
+        if rng.random() < 0.25:
+            overrides.append(f"deepspeed.zero_optimization.{name}={json.dumps(rng.choice(values))}")
+    if rng.random() < 0.25:
+        overrides.append("deepspeed.gradient_clipping=0.0")
+    dtype = rng.choice(("bf16", "bf16", "bf16", "fp16", "fp32"))
+    if strategy not in ("zero0", "zero2_bf16_states") and dtype != "bf16":
+        overrides.append("deepspeed.bf16.enabled=false")
+        overrides += ["deepspeed.fp16.enabled=true"] * (dtype == "fp16")
+    if rng.random() < 0.2:
+        sums = rng.choice(("fp32", "bf16", "fp16"))
+        overrides.append(f"deepspeed.data_types.grad_accum_dtype={sums}")
+    if rng.random() < 0.1:
+        overrides.append(f"deepspeed.communication_data_type={rng.choice(('fp32', 'bf16'))}")
+    if rng.random() < 0.2:
+        overrides.append(f"optimizer.type={rng.choice(('SGD', 'Lion', 'Adagrad', 'Muon'))}")
+    if rng.random() < 0.3:
+        overrides.append(f"model.tie_word_embeddings={rng.choice(('true', 'false'))}")
+    part = rng.choice((None, None, "attention", "mlp", "block", "block"))
+    sequence = rng.choice((512, 512, 1000, 1000, 2048, 2048, 4096, 8192, 32768))
+    return Cell(
+        strategy,
+        preset,
+        None if whole else rng.choice((2, 2, 3)),
+        world=rng.choice(WORLDS),
+        sequence=sequence,
+        micro_batch=rng.choice((1, 1, 2, 3, 4, 8)) if sequence <= 1000 else 1,  # or it takes long
+        accumulation=rng.choice((1, 1, 1, 2, 3, 8)),
+        recompute=part,
+        every=rng.choice((1, 1, 2, 3)) if part is not None else 1,
+        vocabulary=rng.choice((None, 32000, 128256)),
+        overrides=tuple(overrides),
+    )
+
+
 def simulated(cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, int] | str]]:
     """Each cell with its simulated peaks, or with the reason why there are none."""
     with tempfile.TemporaryDirectory() as folder, Simulator() as simulator:
@@ -139,7 +224,8 @@ def simulated(cells: Sequence[Cell]) -> Iterator[tuple[Cell, dict[str, int] | st
             request = Request(cell.run(folder), cell.world)
             [outcome] = simulator.outcomes([request])
             if isinstance(outcome, Simulation):
-                yield cell, outcome.peak
+                steady = outcome.phase("step").device.now_bytes
+                yield cell, {**outcome.peak, "steady_bytes": steady}
             else:
                 yield cell, str(outcome).splitlines()[0]
 
@@ -156,11 +242,12 @@ def row_of(cell: Cell, peaks: dict[str, int]) -> Row:
     row["predicted"] = {
         "device_bytes": plan.device_peak.total,
         "host_bytes": plan.host_peak_bytes,
+        "steady_bytes": plan.device_steady.total,
     }
     row["error"] = {
         place: row["predicted"][place] / peaks[place] - 1
-        for place in ("device_bytes", "host_bytes")
-        if peaks[place] > NOTHING or place == "device_bytes"
+        for place in row["predicted"]
+        if peaks.get(place, 0) > NOTHING or place == "device_bytes"
     }
     return row
 

@@ -61,9 +61,9 @@ def attend(
     on_cpu, tokens = q_BHTd.device.type == "cpu", q_BHTd.shape[2]
     if mask is None and on_cpu and tokens == k_BKSd.shape[2] and _HALVED[0] < tokens <= _HALVED[1]:
         return _attend_in_halves(q_BHTd, k_BKSd, v_BKSd, dropout)
-    # On CUDA no fused kernel takes a mask and grouped heads at once: SDPA would fall back to one
-    # that holds the whole T x S matrix.
-    fused = mask is None or on_cpu
+    # On CUDA no fused kernel takes grouped heads in fp32, or with a mask: SDPA would fall back to
+    # one that holds the whole T x S matrix.
+    fused = on_cpu or (mask is None and _is_half(q_BHTd))
     if groups > 1 and not fused:
         k_BKSd, v_BKSd = (t.repeat_interleave(groups, dim=1) for t in (k_BKSd, v_BKSd))
     return F.scaled_dot_product_attention(
@@ -75,6 +75,13 @@ def attend(
         is_causal=mask is None and tokens > 1,
         enable_gqa=groups > 1 and fused,
     )
+
+
+def _is_half(tensor: Tensor) -> bool:
+    """Whether SDPA gets it in half precision; autocast, where it is on, sees to that."""
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    device = tensor.device.type
+    return half or (device != "meta" and torch.is_autocast_enabled(device))
 
 
 # Lengths, above the first and up to the second, at which two halves are the faster: torch's flash

@@ -6,6 +6,7 @@ keeps for each block (model/attention.py, model/mlp.py, model/norm.py):
 
     input_layernorm            what it gives, 1/rms                 e N D + 4 N
     attention                  q, k, v, the result, log-sum-exp     e N (2 A + 2 K) + 4 N H
+                               (fp32: k, v for every head of q      e N (4 A) + 4 N H)
     o                          the middle of the residual stream    e N D
     post_attention_layernorm   what it gives, 1/rms                 e N D + 4 N
     gate, up                   both                                 e N (2 F)
@@ -44,6 +45,7 @@ class Activations:
     rotate_query: int
     rotate_key: int
     rotary: int  # cosines and sines, fp32, up to the next power of two
+    attended: int  # keys and values as attention keeps them
     attend: int  # inside attention, on a CPU, where two halves are joined
 
 
@@ -55,6 +57,9 @@ def activations(settings: Settings) -> Activations:
     sequence = settings.resolved.run.data.sequence_length
     halved = settings.on_cpu and 256 < sequence <= 512  # model/attention.py:85
     turn = 8 + e if wide else 4
+    autocast = settings.resolved.deepspeed.get("torch_autocast") or {}
+    half = wide or bool(autocast.get("enabled"))
+    repeated = key < query and not (half or settings.on_cpu)  # model/attention.py:64
     return Activations(
         hidden=e * tokens * width,
         query=e * tokens * query,
@@ -67,6 +72,7 @@ def activations(settings: Settings) -> Activations:
         rotate_query=tokens * query * turn,
         rotate_key=tokens * key * turn,
         rotary=4 * model.head_dim * (1 << (sequence - 1).bit_length()),
+        attended=2 * e * tokens * (query if repeated else key),
         attend=e * tokens * query if halved else 0,
     )
 

@@ -152,10 +152,8 @@ class FlatReducer(Reducer):
                     self._bucketed(weight)
         if settings.stage == 2 or self.boundary:
             self._reduce()
-            self.ledger.free(_GRADIENTS, self.whole)
-            self.whole = 0
-            self.ledger.free(_BUCKETS, self.bucket)
-            self.bucket = 0
+            if not self.attribute:  # its sums stay until the update has read them, :1080
+                self._release()
         if not self.compact and not settings.offloaded and settings.stage == 2 and not self.first:
             # The sum of before is kept, and what came now is added to it (:1043).
             self.ledger.free(_GRADIENTS, self.sums)
@@ -164,8 +162,14 @@ class FlatReducer(Reducer):
             self.sums = self.partition
 
     def clear(self) -> None:
+        self._release()
         self.ledger.free(_GRADIENTS, self.partition)
         self.partition = self.sums = 0
+
+    def _release(self) -> None:
+        self.ledger.free(_GRADIENTS, self.whole)
+        self.ledger.free(_BUCKETS, self.bucket)
+        self.whole = self.bucket = 0
 
     # --- the bucket ------------------------------------------------------------------------------
 
@@ -283,7 +287,7 @@ class ShardedReducer(Reducer):
         if self.elements and self.elements + weight.elements > settings.bucket:
             self._reduce()
         size = settings.width * weight.elements
-        if self.elements + weight.elements <= settings.bucket:
+        if settings.contiguous and self.elements + weight.elements <= settings.bucket:
             self.ledger.free(_GRADIENTS, size)  # copied into the bucket
         else:
             self.alone += size
@@ -298,7 +302,11 @@ class ShardedReducer(Reducer):
         self.unswapped = 0
 
     def _reduce(self) -> None:
-        """reduce_scatter_coalesced (runtime/comm/coalesced_collectives.py:81), then the copies."""
+        """reduce_scatter_coalesced (runtime/comm/coalesced_collectives.py:81), then the copies.
+
+        Without `reduce_scatter` a bucket is all-reduced where it is (:1674), what does not fit into
+        one is not.
+        """
         if not self.pending:
             return
         settings, ranks = self.settings, self.settings.ranks
@@ -307,11 +315,12 @@ class ShardedReducer(Reducer):
         # What is in the bucket has its dtype; what is larger is converted.
         converted = sent * self.alone // settings.width if sent != settings.width else 0
         single = len(self.pending) == 1 and self.elements % ranks == 0
-        joined = 0 if single or not settings.zero["reduce_scatter"] else sent * whole
+        in_place = settings.contiguous and not (self.alone or settings.zero["reduce_scatter"])
+        joined = 0 if single or in_place else sent * whole
         gloo = sent * whole if settings.on_cpu else 0  # it scatters out of a buffer of its own
         self.ledger.peek(_BUCKETS, converted + joined + gloo)
         share = whole // ranks
-        scattered = kept * share if kept != sent else 0
+        scattered = kept * (self.elements if in_place else share) if kept != sent else 0
         offload = self._offload(share) if settings.offloaded else 0
         self.ledger.peek(_BUCKETS, converted + joined + scattered + offload)
         self.ledger.free(_GRADIENTS, self.alone)

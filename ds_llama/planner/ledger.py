@@ -33,7 +33,8 @@ class Ledger:
         self.phases: dict[str, PhaseMemory] = {}
         self._device: _Entries = dict.fromkeys((field.name for field in fields(Terms)), 0)
         self._host: _Entries = dict(self._device)
-        self.on_device = self._on_host = self.pinned = 0
+        self.on_device = self._on_host = self._locked = 0
+        self.pinned = 0  # the most that was page-locked at once
         self._device_peak = self._host_peak = self._total_peak = 0
         self._begin()
 
@@ -66,14 +67,19 @@ class Ledger:
     def pin(self, category: str, size: int) -> None:
         """Held on the host and page-locked: a copy of what was made in pageable memory."""
         self.hold("other", size, host=True)
-        self.hold(category, size, host=True)
+        self.lock(category, size)
         self.free("other", size, host=True)
-        self.pinned += size
 
     def lock(self, category: str, size: int) -> None:
         """Held on the host, made page-locked: no copy."""
         self.hold(category, size, host=True)
-        self.pinned += size
+        self._locked += size
+        self.pinned = max(self.pinned, self._locked)
+
+    def unlock(self, category: str, size: int) -> None:
+        """Page-locked bytes less of `category`."""
+        self.free(category, size, host=True)
+        self._locked -= size
 
     @contextmanager
     def held(self, category: str, size: int, *, host: bool = False) -> Iterator[None]:

@@ -87,18 +87,20 @@ def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory
 
 
 def _windows(settings: Settings, order: list[gathers.Visit]) -> list[gathers.Window]:
-    alone = settings.ranks == 1 and (settings.on_cpu or settings.resolved.offload_param is None)
-    if settings.stage < 3 or alone:  # alone, the slice is the weight
+    if not (settings.gathered or settings.copies):
         return []
     sizes = gathers.weights(settings.model)
     trace = [visit.weights for visit in order]
-    return gathers.windows(trace, sizes, limits(settings.zero), settings.ranks, settings.copies)
+    found = gathers.windows(trace, sizes, limits(settings.zero), settings.ranks, settings.copies)
+    return found if settings.gathered else [w._replace(during=0, after=0) for w in found]
 
 
 def _step(settings: Settings, ledger: Ledger, states: States, passes: Passes) -> None:
     """One optimizer step. Of its micro-batches the first and the last are played: those between
-    hold what the last holds."""
-    count = min(settings.resolved.accumulation_steps, 2)
+    hold what the last holds, or more, where the last reduces as it goes."""
+    count = min(
+        settings.resolved.accumulation_steps, 2 + (settings.stage == 1 and settings.overlap)
+    )
     for number in range(count):
         passes.reducer.begin(first=number == 0, boundary=number == count - 1)
         with ledger.phase("forward"):

@@ -15,7 +15,7 @@ from ds_llama.planner.ledger import Ledger
 from ds_llama.planner.settings import Settings
 from ds_llama.planner.walk import Part, Walk
 
-_ACTIVATIONS, _GRADIENTS, _PARAMETERS = "activations", "gradients", "parameters"
+_ACTIVATIONS, _PARAMETERS = "activations", "parameters"
 _FIRST = frozenset({"llama", "block", "norm", "embed"})  # kinds with which a section begins
 
 
@@ -40,6 +40,9 @@ class Passes:
         if settings.copies:
             self.later = [window._replace(copies=0) for window in self.windows]
             self.copies = settings.width * sum(window.copies for window in self.windows)
+        self.params_on_host = settings.resolved.offload_param is not None
+        if self.params_on_host:
+            self.windows = self.later  # where the slices are, the copies are: all at once, here
         self.gathered = 0
         self.first = True
         self.recorded: dict[tuple[object, ...], list[Part]] = {}
@@ -52,6 +55,8 @@ class Passes:
     def forward(self) -> None:
         """From the token ids to the loss."""
         self.ledger.hold(_ACTIVATIONS, 16 * self.settings.tokens)  # ids and labels, int64
+        if self.first and self.params_on_host:
+            self.ledger.hold(_PARAMETERS, self.copies, host=True)
         self._play(self.sections[: self.split])
 
     def backward(self) -> None:
@@ -70,11 +75,11 @@ class Passes:
 
     def updated(self) -> None:
         """After the update, which makes hpZ's copies worthless."""
-        self.ledger.free(_PARAMETERS, self.copies)
+        self.ledger.free(_PARAMETERS, self.copies, host=self.params_on_host)
         self.first = True
 
     def _play(self, sections: Sequence[tuple[int, int]]) -> None:
-        width, replay = self.settings.width, self.ledger.replay
+        replay = self.ledger.replay
         for start, stop in sections:
             if self.windows:
                 self._gather(self.windows[start].during)
@@ -83,9 +88,7 @@ class Passes:
                 replay(part.stretch)
                 if part.made is not None:
                     for name in self.order[start + part.made].weights:
-                        weight = self.weights[name]
-                        self.ledger.hold(_GRADIENTS, width * weight.elements)
-                        self.reducer.ready(weight)
+                        self.reducer.ready(self.weights[name])
 
     def _parts(self, start: int, stop: int) -> list[Part]:
         """A section as it was recorded for the first of its kind."""

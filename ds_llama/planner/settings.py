@@ -10,7 +10,7 @@ from ds_llama.config.model import LlamaConfig
 from ds_llama.config.resolve import Resolved
 from ds_llama.config.run import RecomputeConfig
 from ds_llama.planner import gathers
-from ds_llama.planner.traffic import element_bytes
+from ds_llama.planner.traffic import element_bytes, limits
 
 # Bytes of an optimizer's moments for each fp32 element of the masters.
 _MOMENTS = {"SGD": 4, "Lion": 4, "Adagrad": 4, "Muon": 4}
@@ -133,6 +133,27 @@ class Settings:
         return int(self.zero.get("reduce_bucket_size", 500_000_000))
 
     @cached_property
+    def contiguous(self) -> bool:
+        """Whether gradients are copied into the reduce bucket, and not just kept for it."""
+        return bool(self.zero.get("contiguous_gradients", True)) or (
+            self.stage < 3 and self.offloaded  # stage_1_and_2.py:300
+        )
+
+    @cached_property
+    def gathered(self) -> bool:
+        """Whether weights are gathered: one rank's slice is the weight, if it is here."""
+        alone = self.ranks == 1 and (self.on_cpu or self.resolved.offload_param is None)
+        return self.stage == 3 and not alone
+
+    @cached_property
+    def persistent(self) -> int:
+        """Elements of the weights that stay whole between uses (parameter_offload.py:317)."""
+        if not self.gathered:
+            return 0
+        sizes = gathers.weights(self.model)
+        return sum(sizes[name] for name in gathers.persistent(sizes, limits(self.zero)))
+
+    @cached_property
     def overlap(self) -> bool:
         return bool(self.zero.get("overlap_comm"))
 
@@ -143,12 +164,12 @@ class Settings:
     @cached_property
     def copies(self) -> dict[str, int]:
         """Elements of each weight that hpZ keeps within the node, if it is on
-        (partition_parameters.py:1885)."""
+        (partition_parameters.py:1912)."""
         size = int(self.zero.get("zero_hpz_partition_size", 1)) if self.stage == 3 else 1
-        if size == 1:
+        if size <= 1:
             return {}
-        threshold = int(self.zero.get("stage3_param_persistence_threshold", 0))
-        return {w.name: -(-w.elements // size) * (w.elements > threshold) for w in self.weights}
+        node = min(size, self.ranks)  # utils/groups.py:942
+        return {w.name: padded(w.elements, self.ranks) // node for w in self.weights}
 
     def pinned(self, name: str) -> bool:
         """Whether what `name` ("optimizer" or "param") offloads is page-locked."""

@@ -54,9 +54,12 @@ class States:
             self._flat()
 
     def moments(self) -> None:
-        """What the first update makes and no later one lets go; it drops hpZ's copies."""
+        """What the first step makes and no later one lets go: moments, and the weights that stay
+        gathered. The update drops hpZ's copies."""
         settings, width = self.settings, self.settings.moment_width
-        self.ledger.free(_PARAMETERS, settings.width * sum(settings.copies.values()))
+        copies = settings.width * sum(settings.copies.values())
+        self.ledger.free(_PARAMETERS, copies, host=self.params_on_host)
+        self.ledger.hold(_PARAMETERS, settings.width * settings.persistent)
         if settings.stage == 3:
             self.ledger.hold(_OPTIMIZER, width * sum(self._kept_groups()))
             self.ledger.hold(_OPTIMIZER, width * sum(self._host_groups()), host=True)
@@ -184,21 +187,21 @@ class States:
             with ledger.held(_OTHER, e * weight.elements) if peaks else nullcontext():
                 if index < len(settings.weights):
                     self._slice(weight)
-        ledger.free(_PARAMETERS, e * sum(settings.copies.values()))  # as values are filled in
+        copies = e * sum(settings.copies.values())
+        ledger.free(_PARAMETERS, copies, host=self.params_on_host)  # as values are filled in
 
     def _slice(self, weight: Weight) -> None:
         """This rank's part of a weight, and hpZ's copy."""
         settings, e = self.settings, self.settings.width
         size = e * (padded(weight.elements, settings.ranks) // settings.ranks)
+        if settings.copies:
+            copy = e * settings.copies[weight.name]
+            self.ledger.hold(_PARAMETERS, copy, host=self.params_on_host)
         if not self.params_on_host or weight.group:
             self.ledger.hold(_PARAMETERS, size)
         elif settings.resolved.offload_param == "cpu" or size < _LEAST_SWAP:
             self.unswapped += size
             self._hold_host(_PARAMETERS, size, "param")
-        else:
-            return
-        if settings.copies:
-            self.ledger.hold(_PARAMETERS, e * settings.copies[weight.name])
 
     def _sharded(self) -> None:
         settings, ledger = self.settings, self.ledger
@@ -207,7 +210,8 @@ class States:
             for share in groups:
                 self._master(share, host=place == "host")
         self._gradient_buffers()
-        ledger.hold(_BUCKETS, settings.communication_width * settings.bucket)
+        if settings.contiguous:
+            ledger.hold(_BUCKETS, settings.communication_width * settings.bucket)
         flat = settings.accumulation_width * self.slices
         if settings.offloaded:
             self._hold_host(_GRADIENTS, flat)
@@ -217,7 +221,8 @@ class States:
         moved = self.params_on_host and not settings.on_cpu
         slice_ = padded(settings.largest, settings.ranks) // settings.ranks if moved else 0
         ledger.peek(_OTHER, settings.width * (settings.largest + slice_))
-        ledger.hold(_PARAMETERS, settings.width * sum(settings.copies.values()))
+        copies = settings.width * sum(settings.copies.values())
+        ledger.hold(_PARAMETERS, copies, host=self.params_on_host)
 
     def _defragment(self) -> None:
         """All slices into one buffer: by way of the host (utils.py:215), or there (stage3.py:885).
@@ -229,8 +234,12 @@ class States:
         if not self.params_on_host:
             ledger.peek(_OTHER, e * self.slices, host=True)
             return
-        self._hold_host(_PARAMETERS, e * self._flat_on_host(), "param")
-        ledger.free(_PARAMETERS, min(self.unswapped, e * self._flat_on_host()), host=True)
+        ledger.pin(_PARAMETERS, e * self._flat_on_host())  # whatever `pin_memory` says, :906
+        slices = min(self.unswapped, e * self._flat_on_host())
+        if self.settings.pinned("param"):
+            ledger.unlock(_PARAMETERS, slices)
+        else:
+            ledger.free(_PARAMETERS, slices, host=True)
         if self._flat_on_host() < self.slices:
             ledger.lock(_BUCKETS, e * max(self._sub_groups))
 

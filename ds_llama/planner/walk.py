@@ -64,8 +64,12 @@ class Walk:
     def _peek(self, size: int) -> None:
         self.ledger.peek(_ACTIVATIONS, size)
 
-    def _gradient(self, visit: Visit) -> None:
-        """Made: what takes it is played in between, so that a new stretch begins."""
+    def _gradient(self, visit: Visit, free: int = 0) -> None:
+        """Made, and then `free` bytes of what it was made of go. What takes it is played in
+        between, so that a new stretch begins."""
+        elements = sum(self.weights[name].elements for name in visit.weights)
+        self.ledger.hold(_GRADIENTS, self.settings.width * elements)
+        self._free(free)
         self.parts.append(Part(self.ledger.stretch(), self.place))
         self.ledger = Ledger()
 
@@ -99,14 +103,17 @@ class Walk:
         self._hold(size.query)
         self._peek(size.rotate_key)
         self._free(size.query)
+        repeated = size.attended > 2 * size.key
+        self._hold(size.attended * repeated)
         self._hold(size.query + size.log_sum)
         self._peek(size.attend)
+        self._free(2 * size.key * repeated)
 
     def _o(self, visit: Visit) -> None:
         """The projection beside the stream, and their sum; a part that keeps nothing ends here."""
         size = self.size
         self._hold(size.hidden)
-        kept = 2 * size.query + 2 * size.key + size.log_sum
+        kept = 2 * size.query + size.attended + size.log_sum
         if not self._keeps(visit, "attention"):
             self._free(kept)
         self._peek(size.hidden)  # the projection becomes the sum
@@ -171,13 +178,11 @@ class Walk:
 
     def _up_backward(self, visit: Visit) -> None:
         self._hold(self.size.hidden)
-        self._free(self.size.inner)
-        self._gradient(visit)
+        self._gradient(visit, self.size.inner)
 
     def _gate_backward(self, visit: Visit) -> None:
-        self._peek(self.size.hidden)
-        self._free(self.size.inner + self.size.hidden)  # what the second norm gave
-        self._gradient(visit)
+        self._hold(self.size.hidden)  # added to up's; what the second norm gave goes
+        self._gradient(visit, self.size.inner + 2 * self.size.hidden)
 
     def _post_attention_layernorm_backward(self, visit: Visit) -> None:
         self._peek(self.size.norm_backward)
@@ -191,22 +196,21 @@ class Walk:
     def _v_backward(self, visit: Visit) -> None:
         """Attention's own backward and the rotation back come before the projections."""
         size = self.size
-        self._hold(size.query + 2 * size.key)
-        self._free(2 * size.query + 2 * size.key + size.log_sum + size.query)
+        self._hold(size.query + size.attended)
+        self._free(2 * size.query + size.attended + size.log_sum + size.query)
+        self._peek(size.key)  # summed over the heads that share them
+        self._free(size.attended - 2 * size.key)
         self._peek(size.rotate_query)
         self._hold(size.hidden)
-        self._free(size.key)
-        self._gradient(visit)
+        self._gradient(visit, size.key)
 
     def _k_backward(self, visit: Visit) -> None:
-        self._peek(self.size.hidden)
-        self._free(self.size.key)
-        self._gradient(visit)
+        self._hold(self.size.hidden)
+        self._gradient(visit, self.size.key + self.size.hidden)
 
     def _q_backward(self, visit: Visit) -> None:
-        self._peek(self.size.hidden)
-        self._free(self.size.query + self.size.hidden)
-        self._gradient(visit)
+        self._hold(self.size.hidden)
+        self._gradient(visit, self.size.query + 2 * self.size.hidden)
 
     def _input_layernorm_backward(self, visit: Visit) -> None:
         self._post_attention_layernorm_backward(visit)

@@ -6,7 +6,7 @@ sdp_utils.cpp) is made here by what a training step can meet:
 
     half precision, no mask        flash: keeps the output and an fp32 log-sum-exp per query
     fp32 or a mask, equal heads    memory-efficient: the same, rows of it padded to 32
-    fp32 or a mask, grouped heads  math: holds the scores
+    fp32 or a mask, grouped heads  math: holds the scores; the model repeats the keys instead
 """
 
 from __future__ import annotations

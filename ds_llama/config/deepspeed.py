@@ -139,6 +139,7 @@ def check(
         world_size,
         device,
         frozenset(broken | meant),
+        deepspeed,
     )
     return problems + run_rules(context)
 

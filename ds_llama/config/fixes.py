@@ -65,14 +65,15 @@ def fix(linter: Linter, text: str, path: Path) -> tuple[str, list[Problem]]:
     for _ in range(_PASSES):
         new, batch, targets = text, list[Problem](), set[str]()
         found = linter.report_of(text, path).problems
+        tree, secret = to_object(text, path), {p.key for p in found if p.code == "secret"}
         for problem in sorted(found, key=lambda problem: problem.code == _LAST):
             # What is absent may be elsewhere under another name, until all else is mended.
             wait = problem.code == _LAST and batch
-            if wait or (problem.code, problem.key) in refused:
+            if wait or problem.key in secret or (problem.code, problem.key) in refused:
                 continue
-            changed, target = _mended(problem, new, path)
+            changed, target = _mended(problem, new, tree)
             if changed != new:
-                new, batch = changed, [*batch, problem]
+                new, tree, batch = changed, to_object(changed, path), [*batch, problem]
                 targets |= {target} if target else set()
         if not batch:
             break
@@ -88,9 +89,8 @@ def fix(linter: Linter, text: str, path: Path) -> tuple[str, list[Problem]]:
     return text, applied
 
 
-def _mended(problem: Problem, text: str, path: Path) -> tuple[str, str | None]:
+def _mended(problem: Problem, text: str, tree: Any) -> tuple[str, str | None]:
     """The text with this one problem mended, and the key that got its value, if another did."""
-    tree = to_object(text, path)
     keys = patch.locate(tree, problem.key)
     try:
         if _REMOVED.fullmatch(problem.code) and keys:
@@ -196,7 +196,9 @@ def _to_its_place(problem: Problem, text: str, tree: Any, keys: Keys | None) -> 
     if not keys or home is None:
         return text
     to = (*home, keys[-1])
-    return text if _has(tree, to) else patch.move(text, keys, to)
+    if _has(tree, to) or not _has(tree, home):
+        return text  # whether a section is to be begun is not ours to say
+    return patch.move(text, keys, to)
 
 
 def _same_twice(problem: Problem, text: str, tree: Any, keys: Keys | None) -> str:

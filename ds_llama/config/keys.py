@@ -7,6 +7,7 @@ import operator
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Union
 
 from ds_llama.config.base import shown
@@ -95,6 +96,19 @@ class Section:
             if isinstance(key, Key) and not key.same_as and not key.gone
         }
 
+    @cached_property
+    def homes(self) -> Mapping[str, list[str]]:
+        """name -> dotted paths of the sections in here that have a key of that name."""
+        found: dict[str, list[str]] = {}
+        for name, entry in self.keys.items():
+            if current(entry):
+                found.setdefault(name, []).append("")
+            if isinstance(entry, Section) and not entry.gone:
+                for inner, paths in entry.homes.items():
+                    below = [f"{name}.{path}".rstrip(".") for path in paths]
+                    found.setdefault(inner, []).extend(below)
+        return found
+
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Key]]:
         """(dotted name, Key) of everything inside."""
         for name, key in self.keys.items():
@@ -103,6 +117,11 @@ class Section:
                 yield from key.leaves(f"{path}.")
             else:
                 yield path, key
+
+
+def current(entry: Key | Section) -> bool:
+    """Whether a name is the one to write, not an old or a second one."""
+    return not entry.gone and not (isinstance(entry, Key) and entry.same_as)
 
 
 def _fits(value: Any, kind: str) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 
 from ds_llama.config import keys_training as training
-from ds_llama.config.keys import Key, Section
+from ds_llama.config.keys import Section, current
 from ds_llama.config.problems import Problem, did_you_mean, nearest
 from ds_llama.config.removed import REMOVED
 
@@ -31,11 +30,11 @@ def unknown_key(root: Section, section: Section, name: str, key: str) -> Problem
     if section is training.OPTIMIZER or section is training.SCHEDULER:
         message = f"{name!r} stands beside 'params', where DeepSpeed does not read it"
         return Problem("beside-params", "error", key, message, "move it into 'params'")
-    known = [known for known, entry in section.keys.items() if _current(entry)]
+    known = [known for known, entry in section.keys.items() if current(entry)]
     if section is root and name.startswith(("_", "//", "#")) and not nearest(name, known, 0.85):
         message = f"{name!r} is taken for a comment, which DeepSpeed lets pass at the top level"
         return Problem("comment-key", "warning", key, message, "keep comments in another file")
-    homes = [path for found, path in _walk(root, "") if found == name]
+    homes = [home for home in root.homes.get(name, []) if _on_one_line(home, key)]
     if 0 < len(homes) <= _FEW:
         message = f"{name!r} does nothing here, where DeepSpeed does not read it"
         places = " or ".join(f"into {path!r}" if path else "to the top level" for path in homes)
@@ -63,14 +62,8 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version.split("+")[0])[:3]]
 
 
-def _current(entry: Key | Section) -> bool:
-    return not entry.gone and not (isinstance(entry, Key) and entry.same_as)
-
-
-def _walk(section: Section, path: str) -> Iterator[tuple[str, str]]:
-    """(name, dotted path of the section that has it) of every key."""
-    for name, entry in section.keys.items():
-        if _current(entry):
-            yield name, path
-        if isinstance(entry, Section) and not entry.gone:
-            yield from _walk(entry, f"{path}.{name}" if path else name)
+def _on_one_line(home: str, key: str) -> bool:
+    """Whether `home` lies around the section that `key` stands in, or inside it: what another
+    tool or another precision has under the same name is another thing."""
+    section = key.split(".")[:-1]
+    return all(a == b for a, b in zip(section, home.split(".") if home else [], strict=False))

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,8 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """What a rule may look at; None for what is not known. `broken`: keys that were refused."""
+    """What a rule may look at; None for what is not known. `broken`: keys that were refused,
+    which `given`, the whole JSON, still has."""
 
     deepspeed: Mapping[str, Any]
     dialect: str = "deepspeed"
@@ -40,6 +41,7 @@ class Context:
     world_size: int | None = None
     device: str | None = None
     broken: frozenset[str] = frozenset()
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path; `default` when it is absent, null or "auto"."""

@@ -196,7 +196,8 @@ def untested(context: Context) -> Iterator[Problem]:
     """runtime/zero/utils.py `ZERO_SUPPORTED_OPTIMIZERS`; a run of ours sets the flag."""
     kind = _kind(context)
     allowed = context.get("zero_allow_untested_optimizer", False) or context.run is not None
-    if kind and kind not in _ZERO_TESTED and context.stage > 0 and not allowed:
+    listed = kind in (*_ZERO_TESTED, *REMOVED_OPTIMIZERS)
+    if kind and not listed and context.stage > 0 and not allowed:
         yield Problem(
             "untested-optimizer",
             "error",

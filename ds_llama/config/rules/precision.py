@@ -134,8 +134,10 @@ def parameter_dtype(context: Context) -> Iterator[Problem]:
 
 
 def accumulation_dtype(context: Context) -> Iterator[Problem]:
-    """runtime/engine.py `_do_optimizer_sanity_check`: no mix of types without ZeRO."""
-    wanted = str(context.get("data_types.grad_accum_dtype", "fp32")).removeprefix("torch.")
+    """runtime/engine.py `_do_optimizer_sanity_check`: no mix of types without ZeRO. Where nothing
+    is given it is the model's type (engine.py:1806); a run of ours gets fp32."""
+    default = "fp32" if context.dialect == "run" else context.half_precision or "fp32"
+    wanted = str(context.get("data_types.grad_accum_dtype", default)).removeprefix("torch.")
     full = wanted in ("fp32", "float32", "float")
     if not full and context.stage == 0 and not context.half_precision:
         yield Problem(

@@ -16,7 +16,7 @@ _ZERO = "zero_optimization"
 
 
 def without_effect(context: Context) -> Iterator[Problem]:
-    """Values other than the default that nothing reads at this stage."""
+    """Values that nothing reads at this stage; a switch as it is by default claims nothing."""
     yield from _idle(SCHEMA, context.deepspeed, "", context.stage)
 
 
@@ -32,8 +32,13 @@ def _idle(section: Section, value: Mapping[str, Any], path: str, stage: int) -> 
                 yield _problem(key, f"{name} does nothing", known, stage)
             elif not off:
                 yield from _idle(known, inner, f"{key}.", stage)
-        elif idle and inner != known.default and not known.gone:
+        elif idle and not known.gone and (inner != known.default or _sized(known, inner)):
             yield _problem(key, f"{name} ({shown(inner)}) does nothing", known, stage)
+
+
+def _sized(known: Key, value: Any) -> bool:
+    """A number says that its author counts on it, also where it is the default."""
+    return bool(known.stages) and not isinstance(value, (bool, str))
 
 
 def _problem(key: str, what: str, known: Key | Section, stage: int) -> Problem:

@@ -235,6 +235,15 @@ CASES = [
         {"tensorboard": {"job_name": "llama"}},
         {},
     ),
+    ("secret", "wandb.api_key", {"wandb": {"api_key": "x"}}, {"wandb": {"team": "x"}}, {}),
+    (
+        "secret",
+        "tensorboard.output_path",
+        {"tensorboard": {"output_path": "https://me:pass@host.example/logs"}},
+        {"tensorboard": {"output_path": "https://host.example:8080/me@logs"}},
+        {},
+    ),
+    ("secret", "mine", {"mine": "0" * 40}, {"commit": "0" * 40}, {}),
     ("changed-default", "gradient_clipping", {}, {"gradient_clipping": 0.0}, {}),
     (
         "changed-default",

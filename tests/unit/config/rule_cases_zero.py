@@ -65,6 +65,13 @@ CASES = [
         {**BF16, **zero(1), **FULL_ACCUMULATION, "gradient_accumulation_steps": 2},
         {},
     ),
+    (  # the model's type where nothing is said
+        "accumulation-in-half",
+        "data_types.grad_accum_dtype",
+        {**BF16, **zero(2), "gradient_accumulation_steps": 2},
+        {**zero(2), "gradient_accumulation_steps": 2},
+        {},
+    ),
     (
         "autocast-and-quantized",
         "zero_optimization.zero_quantized_weights",
@@ -83,8 +90,15 @@ CASES = [
         "no-effect-at-stage",
         "zero_optimization.stage3_prefetch_bucket_size",
         zero(2, stage3_prefetch_bucket_size=7e7),
-        zero(2, stage3_prefetch_bucket_size=5e7),
+        zero(3, stage3_prefetch_bucket_size=7e7),
         {},
+    ),
+    (  # a size that is the default says the same as another
+        "no-effect-at-stage",
+        "zero_optimization.sub_group_size",
+        zero(2, sub_group_size=1e9),
+        zero(2, sub_group_size="auto"),
+        {"dialect": "huggingface"},
     ),
     (
         "no-effect-at-stage",

@@ -86,6 +86,9 @@ def test_a_fix(before, after):
         '{"zero_optimization": {"stage": 2}, "fp16": {"enabled": true}, "bf16": {"enabled": true}}',
         '{"bf16": {"enabled": true}}',  # half-at-stage-0 would train otherwise
         '{"comet": {"enabled": true, "api_key": "x"}}',  # a secret is revoked, not only removed
+        '{"wandb": {"enabled": true, "api_key": "x"}}',
+        '{"bf16": {"enabled": false, "loss_scale": 0}}',  # fp16 has it, and is another thing
+        '{"model_type": "llama"}',  # a section of data_efficiency is not begun for it
         '{"curriculum_learning": {"enabled": true, "curriculum_type": "seqlen"}}',
         '{"bf16": {"enabled": false}, "bfloat16": {"enabled": true}}',
         '{"zero_optimization": {"stage": 2, "cpu_offload": true, "offload_optimizer": {}}}',

@@ -19,7 +19,8 @@ from typing import Any
 from ds_llama.config.resolve import Resolved
 from ds_llama.planner import gathers
 from ds_llama.planner.activations import activations
-from ds_llama.planner.gradients import reducer
+from ds_llama.planner.flat import FlatReducer
+from ds_llama.planner.gradients import Bf16Reducer, Reducer, ShardedReducer, is_bf16_optimizer
 from ds_llama.planner.ledger import Ledger
 from ds_llama.planner.passes import Passes
 from ds_llama.planner.settings import Settings
@@ -79,11 +80,18 @@ def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory
         states.initialise()
     order = gathers.visits(settings.model, settings.recompute)
     windows = _windows(settings, order)
-    passes = Passes(settings, ledger, reducer(settings, ledger), order, windows)
+    passes = Passes(settings, ledger, _reducer(settings)(settings, ledger), order, windows)
     with ledger.phase("first"):
         states.moments()
     _step(settings, ledger, states, passes)
     return _summed(ledger, states)
+
+
+def _reducer(settings: Settings) -> type[Reducer]:
+    """What handles gradients in the engine that `deepspeed.initialize` makes."""
+    if is_bf16_optimizer(settings):
+        return Bf16Reducer
+    return {0: Reducer, 3: ShardedReducer}.get(settings.stage, FlatReducer)
 
 
 def _windows(settings: Settings, order: list[gathers.Visit]) -> list[gathers.Window]:

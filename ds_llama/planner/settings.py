@@ -82,6 +82,14 @@ class Settings:
         return tuple(group for group in both if group)
 
     @cached_property
+    def partitioned(self) -> tuple[tuple[Weight, ...], ...]:
+        """Groups as stages 1 and 2 lay them out: dealt to the ranks one by one, or in order."""
+        if not self.zero.get("round_robin_gradients"):
+            return self.groups
+        ranks = range(self.ranks)  # stage_1_and_2.py:901
+        return tuple(tuple(w for r in ranks for w in g[r :: self.ranks]) for g in self.groups)
+
+    @cached_property
     def largest(self) -> int:
         """Elements of the largest weight."""
         return max(weight.elements for weight in self.weights)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from ds_llama.planner import activations, gradients
+from ds_llama.planner import activations
+from ds_llama.planner.flat import FlatReducer
 from ds_llama.planner.walk import Walk
 
 ROOT = Path(__file__).parents[3]
@@ -67,7 +68,7 @@ def _nothing(*_: Any) -> None:
 
 SABOTAGE: dict[str, tuple[object, str, Callable[..., Any]]] = {
     "the head's gradients": (Walk, "_head", _nothing),
-    "the bucket's copies": (gradients.FlatReducer, "_average", _nothing),
+    "the bucket's copies": (FlatReducer, "_average", _nothing),
     "the chunk of logits": (activations, "_CHUNK", (2**22, 2**22)),  # type: ignore[dict-item]
 }
 

@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,9 @@ class Hardware:
         its `devices_per_node`.
     launch_s: time of one operation that does next to nothing; collective_latency_s: of one
         collective that carries next to nothing.
-    shared: the ranks of a node share one device, a CPU. measured: the figures are rates that were
-        reached, of which nothing is taken off.
+    shared: the ranks of a node share one device, a CPU. by_ranks: of such a device, the figures
+        that one of N ranks gets while the others are as busy, by N as a string.
+    measured: the figures are rates that were reached, of which nothing is taken off.
     sources: where each figure is from. None means not known: what needs it is not predicted.
     """
 
@@ -82,6 +83,7 @@ class Hardware:
     launch_s: float | None = None
     collective_latency_s: float | None = None
     shared: bool = False
+    by_ranks: dict[str, dict[str, Any]] = field(default_factory=dict)
     measured: bool = False
 
     @property
@@ -100,6 +102,24 @@ class Hardware:
             name = "tf32"
         tflops = self.tflops.get(name)
         return None if tflops is None else tflops * _TERA
+
+    def one_of(self, ranks: int) -> Hardware:
+        """What one of `ranks` on a node has: a GPU to itself, its part of a CPU.
+
+        Of the measured numbers of ranks the nearest that is not larger; beyond it rates are shared
+        out, and operations wait for each other only where there are more ranks than cores.
+        """
+        if not self.shared:
+            return self
+        nearest = max((n for n in map(int, self.by_ranks) if n <= ranks), default=1)
+        own = replace(self, **self.by_ranks.get(str(nearest), {}))
+        part, queue = nearest / ranks, max(1.0, ranks / max(nearest, self.devices_per_node))
+        return replace(
+            own,
+            tflops={name: value and value * part for name, value in own.tflops.items()},
+            memory_bytes_per_s=own.memory_bytes_per_s and own.memory_bytes_per_s * part,
+            launch_s=own.launch_s and own.launch_s * queue,
+        )
 
     def with_internode(self, rate: str | float) -> Hardware:
         """This device with another share of the network: "400Gb/s" or bytes per second."""
@@ -180,7 +200,7 @@ def read_profile(path: Path) -> Hardware:
         ) from None
 
 
-_KINDS = {"key": str, "pattern": str, "tflops": dict, "sources": dict}
+_KINDS = {"key": str, "pattern": str, "tflops": dict, "sources": dict, "by_ranks": dict}
 
 
 def _check_figures(found: Hardware) -> None:
@@ -192,6 +212,11 @@ def _check_figures(found: Hardware) -> None:
     if not isinstance(found.sources.get("tflops"), str):
         raise ValueError("sources do not say where tflops is from")
     figures = {name: value for name, value in values.items() if name not in _KINDS}
+    for ranks in found.by_ranks:
+        if not ranks.isdecimal() or not int(ranks):
+            raise ValueError(f"by_ranks has {ranks!r} for a number of ranks")
+        own = replace(found, **found.by_ranks[ranks], by_ranks={})
+        _check_figures(own)
     for name, value in {**figures, **found.tflops}.items():
         if value is not None and not (isinstance(value, (int, float)) and 0 <= value < 1e30):
             raise ValueError(f"{name} is {value!r}")

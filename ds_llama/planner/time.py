@@ -141,17 +141,17 @@ class _Model:
         fused: bool | None,
         assumptions: Assumptions,
     ) -> None:
-        self.resolved, self.hardware, self.traffic = resolved, hardware, traffic
-        self.assumed = assumptions
-        self.per_node = min(gpus_per_node or hardware.devices_per_node, resolved.world_size)
+        self.resolved, self.traffic, self.assumed = resolved, traffic, assumptions
+        usual = resolved.world_size if hardware.shared else hardware.devices_per_node
+        self.per_node = min(gpus_per_node or usual, resolved.world_size)
+        self.hardware = hardware.one_of(self.per_node)
         self.zero = resolved.deepspeed["zero_optimization"]
         if fused is None:
             fused = bool(resolved.deepspeed.get("compile", {}).get("deepcompile"))
         self.fused = fused
         self.length = resolved.run.data.sequence_length
         self.element = element_bytes(resolved.dtype) or 4
-        self.sharing = self.per_node if hardware.shared else 1
-        self.peak = _known(hardware.peak_flops(resolved.dtype)) / self.sharing
+        self.peak = _known(self.hardware.peak_flops(resolved.dtype))
 
     def step(self, repeated: float) -> StepTime:
         passes = work.micro_batch(
@@ -231,8 +231,8 @@ class _Model:
         return amount.attention_flops / (self.peak * share)
 
     def elementwise(self, amount: work.Work) -> float:
-        bandwidth = _known(self.hardware.memory_bytes_per_s) / self.sharing
-        return amount.memory_bytes / (bandwidth * self.assumed.memory)
+        bandwidth = _known(self.hardware.memory_bytes_per_s) * self.assumed.memory
+        return amount.memory_bytes / bandwidth
 
     def launch(self, amount: work.Work) -> float:
         return amount.operations * (self.hardware.launch_s or 0.0)
@@ -282,7 +282,6 @@ class _Model:
         elements = self.resolved.model.num_parameters / world
         if self.resolved.offload_optimizer is None:
             bandwidth = _known(self.hardware.memory_bytes_per_s) * self.assumed.memory
-            bandwidth /= self.sharing
             return elements * (46 + 3 * self.element) / bandwidth
         bandwidth = _known(self.hardware.host_memory_bytes_per_s) * self.assumed.host
         return elements * self.per_node * (32 + self.element) / bandwidth

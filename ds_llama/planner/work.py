@@ -72,8 +72,9 @@ _OPERATIONS = {"attention": (52, 100), "mlp": (26, 46), "head": (80, 40)}
 _FUSED_OPERATIONS = {"attention": (9, 20), "mlp": (5, 12), "head": (30, 20)}
 # What DeepSpeed adds, in the same unit: a step, each weight's gradient on its way to a bucket
 # (both counted as above over a step of the engine), and each of stage 3's visits to a module, whose
-# hooks took as long as 70 operations beside a step of stage 1 on a CPU.
-_STEP, _GRADIENT, _VISIT = 220, 18, 70
+# hooks took as long as 34 to 46 operations (`measure.rates.launch`) beside a step of stage 1 on a
+# CPU.
+_STEP, _GRADIENT, _VISIT = 220, 18, 40
 
 
 def engine(model: LlamaConfig, stage: int, rounds: int, recompute: RecomputeConfig | None) -> Work:

@@ -10,15 +10,15 @@ import torch
 
 from ds_llama.cli.calibrate import calibrate, text
 from ds_llama.errors import CallError
-from ds_llama.measure import calibrate as measure
+from ds_llama.measure import rates
 from ds_llama.planner import hardware
 
 
 def test_a_machine_is_measured_and_the_plan_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "_BUDGET_S", 0.01)
-    monkeypatch.setattr(measure, "_FILE_BYTES", 2**22)
+    monkeypatch.setattr(rates, "BUDGET_S", 0.01)
+    monkeypatch.setattr(rates, "FILE_BYTES", 2**22)
     target, profile = calibrate(tmp_path / "new" / "machine.json", tmp_path)
     assert json.loads(target.read_text()) == profile
     found = hardware.find(str(target))

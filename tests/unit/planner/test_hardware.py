@@ -184,6 +184,14 @@ def test_a_measured_profile_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (json.dumps({**PROFILE, "speed": 1}), "the file is not a hardware profile: "),
         (json.dumps({**PROFILE, "tflops": 1}), "the file is not a hardware profile: "),
         (json.dumps({**PROFILE, "launch_s": "x"}), "the file is not a hardware profile: launch_s"),
+        (
+            json.dumps({**PROFILE, "by_ranks": {"x": {}}}),
+            "the file is not a hardware profile: by_r",
+        ),
+        (
+            json.dumps({**PROFILE, "by_ranks": {"2": {"launch_s": "x"}}}),
+            "the file is not a hardware profile: launch_s",
+        ),
         (json.dumps({**PROFILE, "key": 5}), "the file is not a hardware profile: key is 5"),
         (json.dumps({**PROFILE, "sources": {}}), "the file is not a hardware profile: sources"),
     ],
@@ -197,3 +205,20 @@ def test_what_is_no_profile(tmp_path: Path, content: str | None, what: str) -> N
     assert caught.value.what.startswith(what)
     assert caught.value.where == str(path)
     assert caught.value.remedy == "measure this machine: ds-llama plan --calibrate"
+
+
+def test_one_of_several_ranks_on_a_processor() -> None:
+    """Measured for two; three share what two had; a GPU is nobody else's."""
+    two = {"tflops": {"float32": 0.09}, "memory_bytes_per_s": 8e9, "launch_s": 5e-6}
+    cpu = hardware.Hardware(
+        "cpu", "", {"float32": 0.1}, {}, memory_bytes_per_s=1e10, launch_s=4e-6,
+        devices_per_node=2, shared=True, by_ranks={"2": two},
+    )  # fmt: skip
+    assert cpu.one_of(1) == cpu
+    assert cpu.one_of(2).tflops == {"float32": 0.09}
+    three = cpu.one_of(3)
+    assert three.tflops["float32"] == pytest.approx(0.06)
+    assert three.memory_bytes_per_s == pytest.approx(8e9 * 2 / 3)
+    assert three.launch_s == pytest.approx(7.5e-6)
+    alone = hardware.find("h100")
+    assert alone.one_of(8) is alone

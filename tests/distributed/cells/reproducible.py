@@ -1,7 +1,7 @@
 """`train.reproducible`: the same bits at every stage, offload and world size.
 
 What a run comes to is its losses and gradient norms, exactly, and the checksums of weights, masters
-and moments. Each world writes them down; `test_reproducible.py` compares the worlds.
+and moments. Each world writes them down; `test_cells.py` compares the worlds.
 """
 
 from __future__ import annotations

@@ -195,9 +195,11 @@ def _replay(
 
 
 class Window(NamedTuple):
-    """Elements of gathered weights, and of buffers for them, while a module runs and after it; and
-    of the copies within the node that hpZ makes of a weight when it is let go of first."""
+    """Elements of gathered weights, and of buffers for them: the most while a module's are fetched,
+    those while it runs and those after it; and of the copies within the node that hpZ makes of a
+    weight when it is let go of first."""
 
+    most: int
     during: int
     after: int
     copies: int
@@ -235,7 +237,7 @@ def _windows(
     for step in range(len(order)):
         coordinator.run(step)
         made = sum(copies.pop(name, 0) for name in coordinator.released) if copies else 0
-        found.append(Window(coordinator.during, coordinator.held, made))
+        found.append(Window(coordinator.most, coordinator.during, coordinator.held, made))
     return found
 
 
@@ -261,7 +263,8 @@ class _Coordinator:
         buffers: dict[str, int] | None = None,
     ) -> None:
         self.order, self.sizes, self.limits, self.stays = order, sizes, limits, stays
-        self.buffers, self.held, self.during = buffers, 0, 0
+        self.buffers = buffers
+        self.held = self.most = self.during = 0
         self.inflight: dict[str, _Fetch] = {}
         self.released = set[str]()
         self.whole: dict[str, int] = {}
@@ -282,20 +285,20 @@ class _Coordinator:
         names = self.order[step]
         self.released = set()
         if not names:
-            self.during = self.held
             self._prefetch()
-            self.during = max(self.during, self.held)
+            self.most = self.during = self.held
             return
         self._gather([name for name in names if name not in self.available])
         wanted = sum(self.fetched_for.get(name, -1) < step for name in names)
         for name, used_at in self.queue[self.position : self.position + wanted]:
             self.fetched_for[name] = used_at
         self.position += wanted
-        self.during = self.held
+        self.most = self.held
         for name in names:
             self._wait(name)
         self._prefetch()
-        self.during = max(self.during, self.held)
+        self.during = self.held
+        self.most = max(self.most, self.held)
         for name in names:
             if name not in self.stays and not self._comes_back(name, step + 1):
                 self.released.add(name)
@@ -331,7 +334,7 @@ class _Coordinator:
             self.whole.update({other: self.sizes[other] for other in fetch.waiting})
             self.held += fetch.elements
             fetch.copied = True
-        self.during = max(self.during, self.held)
+        self.most = max(self.most, self.held)
         fetch.waiting.discard(name)
         if not fetch.waiting:
             self.held -= fetch.buffer

@@ -6,8 +6,8 @@
     stage 3   the same, into a flat buffer that is there from the start
     bf16 that accumulates in fp32 at stage 1 is another class, with all gradients in fp32 too
 
-Each class below, and in planner/flat.py, plays what one of DeepSpeed's does. A weight's gradient,
-in the training dtype, is in the ledger already when `ready` is told of it.
+Each class below, and in planner/flat.py and planner/sharded.py, plays what one of DeepSpeed's does.
+A weight's gradient, in the training dtype, is in the ledger already when `ready` is told of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ds_llama.planner.ledger import Ledger
 from ds_llama.planner.settings import Settings, Weight, padded
 
 _GRADIENTS, _BUCKETS, _OTHER = "gradients", "buckets", "other"
-_NORM_WIDTH = 8  # norms are taken in fp64 (runtime/zero/utils.py:59), of a copy
 _ALLREDUCE = 500_000_000  # elements, runtime/engine.py MEMORY_OPT_ALLREDUCE_SIZE
 
 
@@ -46,6 +45,9 @@ class Reducer:
                     self.ledger.peek(_BUCKETS, self.settings.width * sum(bucket))
                 if self.settings.communication_width != self.settings.width:
                     self.ledger.peek(_BUCKETS, self.settings.communication_width * sum(bucket))
+
+    def first_update(self) -> None:
+        """What the first update holds for a moment and no later one does."""
 
     def clear(self) -> None:
         """After the update."""
@@ -89,89 +91,6 @@ class Bf16Reducer(Reducer):
         """Gone with the step: `engine.step` sets them to None (runtime/engine.py)."""
         self.ledger.free(_GRADIENTS, self._all)
         self.kept = False
-
-
-class ShardedReducer(Reducer):
-    """Stage 3, runtime/zero/stage3.py: into the flat buffer of this rank's slices (:791)."""
-
-    def __init__(self, settings: Settings, ledger: Ledger) -> None:
-        super().__init__(settings, ledger)
-        self.pending: list[Weight] = []
-        self.elements = self.alone = self.unswapped = 0
-        self.swapped = settings.resolved.offload_optimizer == "nvme"
-
-    def ready(self, weight: Weight) -> None:
-        settings = self.settings
-        if self.elements and self.elements + weight.elements > settings.bucket:
-            self._reduce()
-        size = settings.width * weight.elements
-        if settings.contiguous and self.elements + weight.elements <= settings.bucket:
-            self.ledger.free(_GRADIENTS, size)  # copied into the bucket
-        else:
-            self.alone += size
-        self.pending.append(weight)
-        self.elements += weight.elements
-
-    def end(self) -> None:
-        self._reduce()
-
-    def clear(self) -> None:
-        self.ledger.free(_GRADIENTS, self.unswapped)
-        self.unswapped = 0
-
-    def _reduce(self) -> None:
-        """reduce_scatter_coalesced (runtime/comm/coalesced_collectives.py:81), then the copies.
-
-        Without `reduce_scatter` a bucket is all-reduced where it is (:1674), what does not fit into
-        one is not.
-        """
-        if not self.pending:
-            return
-        settings, ranks = self.settings, self.settings.ranks
-        sent, kept = settings.communication_width, settings.accumulation_width
-        whole = sum(padded(weight.elements, ranks) for weight in self.pending)
-        # What is in the bucket has its dtype; what is larger is converted.
-        converted = sent * self.alone // settings.width if sent != settings.width else 0
-        single = len(self.pending) == 1 and self.elements % ranks == 0
-        in_place = settings.contiguous and not (self.alone or settings.zero["reduce_scatter"])
-        joined = 0 if single or in_place else sent * whole
-        gloo = sent * whole if settings.on_cpu else 0  # it scatters out of a buffer of its own
-        self.ledger.peek(_BUCKETS, converted + joined + gloo)
-        share = whole // ranks
-        scattered = kept * (self.elements if in_place else share) if kept != sent else 0
-        offload = self._offload(share) if settings.offloaded else 0
-        self.ledger.peek(_BUCKETS, converted + joined + scattered + offload)
-        self.ledger.free(_GRADIENTS, self.alone)
-        self.pending, self.elements, self.alone = [], 0, 0
-
-    def _offload(self, share: int) -> int:
-        """Slice by slice (:1434): summed on the device, its norm, and as fp32 on the way out.
-
-        What goes to NVMe waits there for the others of its bucket.
-        """
-        settings, kept = self.settings, self.settings.accumulation_width
-        largest = max(self._slice(weight) for weight in self.pending)
-        wide = settings.master_width if settings.master_width != kept else 0
-        norm = (0 if kept == _NORM_WIDTH else _NORM_WIDTH) * min(largest, 250_000_000)
-        waiting = 0
-        if self.swapped:
-            waiting = wide * share if settings.on_cpu else settings.master_width * share
-            if self.boundary:
-                self._keep_unswapped(wide)
-        moved = 0 if settings.on_cpu else kept * largest
-        return moved + max(norm, wide * largest) + waiting
-
-    def _keep_unswapped(self, wide: int) -> None:
-        """Those too small for NVMe wait on the host until the update (optimizer_utils.py:247)."""
-        master = self.settings.master_width
-        if not self.settings.on_cpu:
-            wide = master
-        small = sum(s for s in map(self._slice, self.pending) if master * s < 2**20)
-        self.ledger.hold(_GRADIENTS, wide * small)
-        self.unswapped += wide * small
-
-    def _slice(self, weight: Weight) -> int:
-        return padded(weight.elements, self.settings.ranks) // self.settings.ranks
 
 
 def in_partition(group: Iterable[Weight], ranks: int) -> list[Weight]:

@@ -20,10 +20,11 @@ from ds_llama.config.resolve import Resolved
 from ds_llama.planner import gathers
 from ds_llama.planner.activations import activations
 from ds_llama.planner.flat import FlatReducer
-from ds_llama.planner.gradients import Bf16Reducer, Reducer, ShardedReducer, is_bf16_optimizer
+from ds_llama.planner.gradients import Bf16Reducer, Reducer, is_bf16_optimizer
 from ds_llama.planner.ledger import Ledger
 from ds_llama.planner.passes import Passes
 from ds_llama.planner.settings import Settings
+from ds_llama.planner.sharded import ShardedReducer
 from ds_llama.planner.states import States
 from ds_llama.planner.terms import PhaseMemory, Terms
 from ds_llama.planner.traffic import limits
@@ -100,7 +101,7 @@ def _windows(settings: Settings, order: list[gathers.Visit]) -> list[gathers.Win
     sizes = gathers.weights(settings.model)
     trace = [visit.weights for visit in order]
     found = gathers.windows(trace, sizes, limits(settings.zero), settings.ranks, settings.copies)
-    return found if settings.gathered else [w._replace(during=0, after=0) for w in found]
+    return found if settings.gathered else [w._replace(most=0, during=0, after=0) for w in found]
 
 
 def _step(settings: Settings, ledger: Ledger, states: States, passes: Passes) -> None:
@@ -117,6 +118,8 @@ def _step(settings: Settings, ledger: Ledger, states: States, passes: Passes) ->
             passes.backward()
             passes.reducer.end()
             passes.finish()
+    with ledger.phase("first"):
+        passes.reducer.first_update()
     with ledger.phase("step"):
         states.step()
         passes.reducer.clear()

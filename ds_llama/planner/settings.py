@@ -170,6 +170,28 @@ class Settings:
         return self.resolved.offload_optimizer is not None
 
     @cached_property
+    def least_swap_bytes(self) -> int:
+        """Bytes below which nothing goes to NVMe (swap_tensor/partitioned_param_swapper.py:97)."""
+        return max(2**20, int(self._aio.get("block_size", 2**20)))
+
+    @cached_property
+    def swap_block_bytes(self) -> int:
+        """What is swapped takes a multiple of this (swap_tensor/optimizer_utils.py:188)."""
+        return 1024 * int(self._aio.get("intra_op_parallelism", 1))
+
+    @property
+    def _aio(self) -> dict[str, Any]:
+        return self.resolved.deepspeed.get("aio") or {}
+
+    def swapped(self, size: int) -> int:
+        """Bytes of a buffer that `size` bytes are swapped through."""
+        return padded(size, self.swap_block_bytes)
+
+    def slice(self, weight: Weight) -> int:
+        """Elements of stage 3's part of a weight, as long on every rank."""
+        return padded(weight.elements, self.ranks) // self.ranks
+
+    @cached_property
     def copies(self) -> dict[str, int]:
         """Elements of each weight that hpZ keeps within the node, if it is on
         (partition_parameters.py:1912)."""

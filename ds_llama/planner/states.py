@@ -20,10 +20,10 @@ from functools import cached_property
 from ds_llama.planner.gradients import is_bf16_optimizer, shares
 from ds_llama.planner.ledger import Ledger
 from ds_llama.planner.settings import Settings, Weight, padded
+from ds_llama.planner.subgroups import Place, SubGroup, sub_groups
 
 _PARAMETERS, _GRADIENTS, _MASTER = "parameters", "gradients", "master"
 _OPTIMIZER, _BUCKETS, _OTHER = "optimizer", "buckets", "other"
-_LEAST_SWAP = 2**20  # bytes, runtime/swap_tensor/constants.py MIN_AIO_BYTES
 
 
 class States:
@@ -34,6 +34,7 @@ class States:
         self.unswapped = 0  # bytes of slices that zero.Init left in host memory
         self.total = sum(weight.elements for weight in settings.weights)
         self.params_on_host = settings.resolved.offload_param is not None
+        self.groups: tuple[SubGroup, ...] = sub_groups(settings) if settings.stage == 3 else ()
 
     def construct(self) -> None:
         """`zero.construct.build`."""
@@ -61,10 +62,8 @@ class States:
         self.ledger.free(_PARAMETERS, copies, host=self.params_on_host)
         self.ledger.hold(_PARAMETERS, settings.width * settings.persistent)
         if settings.stage == 3:
-            self.ledger.hold(_OPTIMIZER, width * sum(self._kept_groups()))
-            self.ledger.hold(_OPTIMIZER, width * sum(self._host_groups()), host=True)
-            if settings.resolved.offload_optimizer == "nvme":  # made, then swapped out
-                self.ledger.peek(_OPTIMIZER, width * max(self._sub_groups), host=True)
+            self.ledger.hold(_OPTIMIZER, width * sum(self._elements("device")))
+            self.ledger.hold(_OPTIMIZER, width * sum(self._elements("host")), host=True)
             return
         masters = self.total if settings.stage == 0 else sum(shares(settings))
         self.ledger.hold(_OPTIMIZER, masters * width, host=settings.offloaded)
@@ -72,10 +71,8 @@ class States:
     @property
     def nvme_bytes(self) -> int:
         """In this rank's swap files: masters, moments and gradients, and the weights."""
-        settings, found = self.settings, 0
-        if settings.resolved.offload_optimizer == "nvme":
-            swapped = sum(self._sub_groups) - sum(self._host_groups())
-            found += swapped * (2 * settings.master_width + settings.moment_width)
+        settings = self.settings
+        found = sum(self._elements("nvme")) * (2 * settings.master_width + settings.moment_width)
         if settings.resolved.offload_param == "nvme":
             found += settings.width * self.slices
         return found
@@ -175,7 +172,7 @@ class States:
         nvme = settings.resolved.offload_param == "nvme"
         if nvme:
             section = settings.zero["offload_param"]
-            size = e * int(section["buffer_count"]) * int(section["buffer_size"])
+            size = int(section["buffer_count"]) * settings.swapped(e * int(section["buffer_size"]))
             self._hold_host(_BUCKETS, size, "param")
         tied = settings.model.tie_word_embeddings
         order = [*settings.weights, *([settings.weights[0]] if tied else [])]
@@ -193,22 +190,22 @@ class States:
     def _slice(self, weight: Weight) -> None:
         """This rank's part of a weight, and hpZ's copy."""
         settings, e = self.settings, self.settings.width
-        size = e * (padded(weight.elements, settings.ranks) // settings.ranks)
+        size = e * settings.slice(weight)
         if settings.copies:
             copy = e * settings.copies[weight.name]
             self.ledger.hold(_PARAMETERS, copy, host=self.params_on_host)
         if not self.params_on_host or weight.group:
             self.ledger.hold(_PARAMETERS, size)
-        elif settings.resolved.offload_param == "cpu" or size < _LEAST_SWAP:
+        elif settings.resolved.offload_param == "cpu" or size < settings.least_swap_bytes:
             self.unswapped += size
             self._hold_host(_PARAMETERS, size, "param")
 
     def _sharded(self) -> None:
         settings, ledger = self.settings, self.ledger
         self._defragment()
-        for place, groups in (("device", self._kept_groups()), ("host", self._host_groups())):
-            for share in groups:
-                self._master(share, host=place == "host")
+        for group in self.groups:
+            if group.place != "nvme":
+                self._master(group.elements, host=group.place == "host")
         self._gradient_buffers()
         if settings.contiguous:
             ledger.hold(_BUCKETS, settings.communication_width * settings.bucket)
@@ -240,8 +237,10 @@ class States:
             ledger.unlock(_PARAMETERS, slices)
         else:
             ledger.free(_PARAMETERS, slices, host=True)
-        if self._flat_on_host() < self.slices:
-            ledger.lock(_BUCKETS, e * max(self._sub_groups))
+        if self._flat_on_host() < self.slices:  # of the whole weights', not of the slices' sizes
+            largest = max(self.groups, key=lambda group: group.elements)
+            sizes = (self.settings.swapped(e * weight.elements) for weight in largest.weights)
+            ledger.lock(_BUCKETS, sum(sizes))
 
     def _flat_on_host(self) -> int:
         """Elements of offloaded slices that are kept in host memory."""
@@ -249,43 +248,13 @@ class States:
             return self.slices
         return min(self.slices, int(self.settings.zero["offload_param"]["max_in_cpu"]))
 
-    @cached_property
-    def _sub_groups(self) -> list[int]:
-        """Elements of this rank's part of each sub-group, which is what is updated at a time.
+    def _elements(self, place: Place) -> list[int]:
+        """Elements of the sub-groups whose states are there."""
+        return [group.elements for group in self.groups if group.place == place]
 
-        As stage3.py:1199 fills them: the weight that reaches `sub_group_size` is in.
-        """
-        limit, ranks = int(self.settings.zero["sub_group_size"]), self.settings.ranks
-        found = []
-        for group in self.settings.groups:
-            elements = 0
-            for weight in group:
-                elements += padded(weight.elements, ranks) // ranks
-                if elements >= limit:
-                    found.append(elements)
-                    elements = 0
-            if elements:
-                found.append(elements)
-        return found
-
-    def _split(self) -> int:
-        """Sub-groups that an offload with `ratio` below 1 leaves on the device (stage3.py:1106)."""
-        ratio = float((self.settings.zero.get("offload_optimizer") or {}).get("ratio", 1.0))
-        return int((1 - ratio) * len(self._sub_groups))
-
-    def _kept_groups(self) -> list[int]:
-        """Sub-groups whose states are on the device."""
-        groups = self._sub_groups
-        return groups[: self._split()] if self.settings.offloaded else groups
-
-    def _host_groups(self) -> list[int]:
-        """Sub-groups whose states are in host memory; smaller ones than 1 MiB never go to NVMe."""
-        if not self.settings.offloaded:
-            return []
-        groups = self._sub_groups[self._split() :]
-        if self.settings.resolved.offload_optimizer == "nvme":
-            return [share for share in groups if share * self.settings.master_width < _LEAST_SWAP]
-        return groups
+    @property
+    def _largest_group(self) -> int:
+        return max(group.elements for group in self.groups)
 
     def _master(self, share: int, *, host: bool) -> None:
         """The converted slice is cloned (stage3.py:1160)."""
@@ -298,17 +267,17 @@ class States:
     def _gradient_buffers(self) -> None:
         """What the optimizer reads its gradients from: lasting on the host, for a moment here."""
         settings, ledger, width = self.settings, self.ledger, self.settings.master_width
-        largest = width * max(self._sub_groups)
+        largest = width * self._largest_group
         if settings.resolved.offload_optimizer == "nvme":
             count = int(settings.zero["offload_optimizer"]["buffer_count"])
-            ledger.lock(_BUCKETS, count * largest)
+            ledger.lock(_BUCKETS, count * settings.swapped(largest))
         with ledger.held(_OTHER, largest, host=settings.offloaded):
             if settings.offloaded:
-                for share in self._kept_groups():  # made on the host, then moved
+                for share in self._elements("device"):  # made on the host, then moved
                     copies = 1 + settings.pinned("optimizer")
                     ledger.peek(_OTHER, copies * width * share, host=True)
                     ledger.hold(_GRADIENTS, width * share)
-                for share in self._host_groups():
+                for share in self._elements("host"):
                     self._hold_host(_GRADIENTS, width * share)
 
     def _sharded_step(self) -> None:
@@ -319,10 +288,12 @@ class States:
         """
         settings, ledger = self.settings, self.ledger
         if settings.offloaded:
-            ledger.peek(_OTHER, 2 * settings.master_width * max(self._kept_groups(), default=0))
+            ledger.peek(
+                _OTHER, 2 * settings.master_width * max(self._elements("device"), default=0)
+            )
             return
         largest = padded(settings.largest, settings.ranks) // settings.ranks
         ledger.peek(_OTHER, 8 * largest)
-        group = max(self._sub_groups)
+        group = self._largest_group
         flat = settings.accumulation_width * group
         ledger.peek(_GRADIENTS, flat + (4 * group if settings.accumulation_width != 4 else 0))

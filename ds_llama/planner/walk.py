@@ -45,7 +45,8 @@ class Walk:
         for self.place, (visit, window) in enumerate(zip_longest(visits, windows)):
             if window is not None:
                 self.ledger.free(_PARAMETERS, width * gathered)
-                self.ledger.hold(_PARAMETERS, width * window.during)
+                self.ledger.hold(_PARAMETERS, width * window.most)
+                self.ledger.free(_PARAMETERS, width * (window.most - window.during))
             step = getattr(self, f"_{visit.kind}{'_backward' * (visit.way == 'backward')}", None)
             if step is not None:
                 step(visit)

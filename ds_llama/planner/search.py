@@ -71,8 +71,8 @@ def largest(left: Callable[[int], int | None], most: int) -> int | None:
     `left` falls. It is nearly linear (activations are), so that a secant finds the place in a few
     steps; every other step halves what is left of the interval, so that none takes many.
     """
-    here = left(1)
-    if most < 1 or here is None or here < 0:
+    here = left(1) if most else None
+    if here is None or here < 0:
         return None
     there = left(most)
     if there is not None and there >= 0:

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ds_llama.errors import CallError
-
-
-class Largest(str, Enum):
-    """What `--max` finds the largest of."""
-
-    micro_batch = "micro_batch"
-    sequence = "sequence"
 
 
 def command(
@@ -47,7 +39,8 @@ def command(
     ] = None,
     price: Annotated[float | None, typer.Option(help="Of one GPU for an hour.")] = None,
     largest: Annotated[
-        Largest | None, typer.Option("--max", help="Also find the largest that fits.")
+        str | None,
+        typer.Option("--max", help="micro-batch or sequence: also find the largest that fits."),
     ] = None,
     write: Annotated[
         Path | None, typer.Option(help="Write the recommended strategy's DeepSpeed JSON here.")
@@ -88,7 +81,7 @@ def command(
         gpus_per_node=gpus_per_node,
         internode=internode,
         price=price,
-        max=None if largest is None else largest.value,
+        max=largest,
         write=write,
         strategy=strategy,
         force=force,
@@ -97,10 +90,14 @@ def command(
         print(json.dumps(made.to_dict(), indent=2))
         return
     from ds_llama.cli.plan_table import text
+    from ds_llama.planner.strategies import RECOMPUTE
 
     print(text(made, shutil.get_terminal_size().columns, every=every))
     if write is not None:
-        print(f"wrote {write}: {strategy or made.recommended}")
+        name = strategy or made.recommended or ""
+        if name.endswith(RECOMPUTE):
+            print("runs of ds_llama recompute by this file; elsewhere the model must call for it")
+        print(f"wrote {write}: {name}")
 
 
 def _calibrate(out: Path | None, as_json: bool) -> None:

@@ -23,7 +23,7 @@ from ds_llama.planner.traffic import traffic
 from ds_llama.units import format_bytes, parse_bytes
 
 MOST_RANKS = 1_000_000
-_MOST_BYTES = 2**60
+_LEAST_BYTES, _MOST_BYTES = 2**20, 2**60
 _BILLION = 10**9
 
 
@@ -38,7 +38,7 @@ def plan(
     gpus_per_node: int | None = None,
     internode: str | float | None = None,
     price: float | None = None,
-    max: Literal["micro_batch", "sequence"] | None = None,
+    max: Literal["micro_batch", "micro-batch", "sequence"] | None = None,
     strategy: str | None = None,
     write: str | os.PathLike[str] | None = None,
     force: bool = False,
@@ -56,7 +56,8 @@ def plan(
         run = load_run(run, *overrides)
     device = _hardware(hardware, internode)
     machine = _machine(world_size, gpus_per_node, gpu_memory, host_memory, nvme, device)
-    _check(price, device, max, machine)
+    what = None if max is None else max.replace("-", "_")
+    _check(price, device, what, machine)
     if strategy is not None and write is None:
         _refuse("--strategy says what is written", "--strategy", "give --write FILE too")
     if write is not None:
@@ -64,28 +65,28 @@ def plan(
     rows, refused = _rows(run, machine, device, price)
     if strategy is not None:
         written.check_name(strategy, [row.name for row in rows])
-    rows = [_with_largest(row, max) for row in rows]
-    made = _recommended(run, machine, rows)
-    made = replace(made, refused=tuple(refused), hardware=None if device is None else device.key)
+    rows = [_with_largest(row, what) for row in rows]
+    made = _recommended(run, machine, rows, None if device is None else device.key)
+    made = replace(made, refused=tuple(refused))
     if write is not None:
         written.write(write, made, strategy, force)
     return made
 
 
-def _recommended(run: Run, machine: Machine, rows: list[Strategy]) -> Plan:
+def _recommended(run: Run, machine: Machine, rows: list[Strategy], hardware: str | None) -> Plan:
     order = recommend.ranked(rows)
     best = order[0].name if order else None
     second = order[1].name if len(order) > 1 else None
     changes, behind = tuple[Change, ...](), recommend.runner_up(order, machine)
     if machine.gpu_bytes is None:
-        reason = recommend.unknown(rows)
+        reason = recommend.unknown(rows, hardware)
     elif order:
         reason = recommend.reason(order, machine)
     else:
         changes = tuple(_changes(run, machine, rows))
         reason = recommend.nothing_fits(rows, changes, machine)
-    rule = recommend.rule(rows)
-    return Plan(machine, None, tuple(rows), (), best, second, reason, behind, rule, changes)
+    rule = recommend.rule(rows, hardware)
+    return Plan(machine, hardware, tuple(rows), (), best, second, reason, behind, rule, changes)
 
 
 def _rows(
@@ -180,8 +181,9 @@ def _whole(value: int, where: str, most: int) -> int:
 
 def _size(value: str | int, where: str) -> int:
     size = parse_bytes(value, where=where)
-    if not 0 < size <= _MOST_BYTES:
-        remedy = f"write a size from 1 byte to {format_bytes(_MOST_BYTES)}, such as 80GiB"
+    if not _LEAST_BYTES <= size <= _MOST_BYTES:
+        least, most = format_bytes(_LEAST_BYTES), format_bytes(_MOST_BYTES)
+        remedy = f"write a size from {least} to {most} with its unit, such as 80GiB"
         _refuse(f"{value!r} is no size that a memory has", where, remedy)
     return size
 
@@ -197,7 +199,7 @@ def _check(
         _refuse("a price needs a predicted speed", "--price", remedy)
     if what not in (None, "micro_batch", "sequence"):
         _refuse(
-            f"{what!r} is nothing to find the largest of", "--max", "write micro_batch or sequence"
+            f"{what!r} is nothing to find the largest of", "--max", "write micro-batch or sequence"
         )
     if what is not None and machine.gpu_bytes is None:
         remedy = "give --gpu-memory too, for instance --gpu-memory 80GiB"

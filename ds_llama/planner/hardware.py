@@ -148,7 +148,8 @@ def reported(device_name: str) -> Hardware | None:
 
 
 def find(name: str) -> Hardware:
-    """The row of a name that a person types: "h100", "a100-pcie", or a profile's file, or "local".
+    """The row of a name that a person types ("h100", "a100-pcie") or that nvidia-smi says, of a
+    profile's file, or of "local".
 
     "local" is what `ds-llama plan --calibrate` wrote last. Raises CallError.
     """
@@ -158,8 +159,9 @@ def find(name: str) -> Hardware:
     key = given.lower()
     key = _SHORT.get(key, key)
     rows = {row.key: row for row in table()}
-    if key in rows:
-        return rows[key]
+    found = rows.get(key) or reported(given)
+    if found is not None:
+        return found
     names = sorted([*rows, *_SHORT])
     near = difflib.get_close_matches(given.lower(), names, n=1)
     hint = f'did you mean "{near[0]}"? ' if near else ""

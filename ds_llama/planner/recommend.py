@@ -16,14 +16,18 @@ RULE_BY_TIME = (
     "one that moves the fewest bytes, then the one with the smallest peak"
 )
 RULE_BY_BYTES = (
-    "without --hardware no speed is predicted: of those that fit the one that moves the fewest "
-    "bytes in a step, then without recomputation, then the one with the smallest peak"
+    "of those that fit the one that moves the fewest bytes in a step, then without recomputation, "
+    "then the one with the smallest peak"
 )
 
 
-def rule(rows: Sequence[Strategy]) -> str:
-    """The rule that `ranked` follows for these rows."""
-    return RULE_BY_TIME if _timed(rows) else RULE_BY_BYTES
+def rule(rows: Sequence[Strategy], hardware: str | None) -> str:
+    """The rule that `ranked` follows for these rows, and why no other."""
+    if _timed(rows):
+        return RULE_BY_TIME
+    dtype = rows[0].candidate.resolved.dtype
+    why = f"{hardware} has no figures for {dtype}, and without them" if hardware else ""
+    return f"{why or 'without --hardware'} no speed is predicted: {RULE_BY_BYTES}"
 
 
 def ranked(rows: Sequence[Strategy]) -> list[Strategy]:
@@ -116,12 +120,12 @@ def _why(row: Strategy, machine: Machine) -> str:
     return f"{said}; the most are {row.fit.limit}, {format_bytes(term)}" if term else said
 
 
-def unknown(rows: Sequence[Strategy]) -> str:
+def unknown(rows: Sequence[Strategy], hardware: str | None) -> str:
     """What can be said where nobody said how much memory a device has."""
     least = min(rows, key=lambda row: row.peak_bytes)
     return (
-        "give --gpu-memory or --hardware to learn what fits; the smallest peak is that of "
-        f"{least.name}, {format_bytes(least.peak_bytes)}."
+        f"give --gpu-memory{'' if hardware else ' or --hardware'} to learn what fits; the smallest "
+        f"peak is that of {least.name}, {format_bytes(least.peak_bytes)}."
     )
 
 

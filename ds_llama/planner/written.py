@@ -35,14 +35,29 @@ def deepspeed_json(candidate: Candidate) -> dict[str, Any]:
     the batch; no default that everybody has.
     """
     resolved = candidate.resolved.deepspeed
-    tree = _said(resolved, one_spelling(candidate.run.deepspeed), _TOP)
+    source = one_spelling(candidate.run.deepspeed)
+    tree = _said(resolved, source, _TOP)
+    if source.get(BATCH_KEYS[0]) == "auto":
+        del tree[BATCH_KEYS[0]]  # the other two say it for any world
     zero = resolved["zero_optimization"]
     tree["zero_optimization"] = _said(zero, tree.get("zero_optimization", {}), _SIZES)
     if "data_types" in resolved:
         tree["data_types"] = resolved["data_types"]
     order = list(resolved)
     tree = {key: tree[key] for key in sorted(tree, key=order.index)}
-    return _without_idle(tree)
+    return _without_idle(_with_changed(tree, resolved))
+
+
+def _with_changed(tree: dict[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """With the values that one release of DeepSpeed takes for unsaid and another does not."""
+    for problem in check(tree, dialect="deepspeed"):
+        if problem.code == "changed-default":
+            *above, name = problem.key.split(".")
+            section, source = tree, resolved
+            for key in above:
+                section, source = section.setdefault(key, {}), source[key]
+            section[name] = source[name]
+    return tree
 
 
 def _without_idle(tree: dict[str, Any]) -> dict[str, Any]:

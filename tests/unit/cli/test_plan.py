@@ -160,7 +160,11 @@ def test_what_was_written_is_said(
         (["--world-size", "2.5"], 2, "error: Invalid value for '--world-size'"),
         (["--gpu-memory", "-80GiB"], 2, "error: '-80GiB' is not a size in bytes"),
         (["--hardware", "h100", "--price", "nan"], 2, "error: nan is not a price"),
-        (["--max", "rows"], 2, "error: Invalid value for '--max'"),
+        (
+            ["--gpu-memory", "80GiB", "--max", "rows"],
+            2,
+            "error: 'rows' is nothing to find the largest of",
+        ),
         (["--hardware", "warp"], 2, 'error: unknown hardware "warp"'),
         (["train.step=3"], 2, "error: unknown key 'step' in 'train'"),
         (["train.global_batch_size=7"], 1, "error: train.global_batch_size (7) is not a mul"),

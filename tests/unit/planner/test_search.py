@@ -93,6 +93,14 @@ def test_largest_is_the_last_that_has_something_left(end: int, most: int, power:
     assert len(asked) < 40
 
 
+def test_a_share_of_one_sequence_that_does_not_fit() -> None:
+    """There is no smaller micro batch to try."""
+    large = run("llama-3.1-405b", global_batch_size=8, micro_batch_size=1)
+    memory = {"gpu_memory": "80GiB", "host_memory": "512GiB"}
+    found = dl.plan(large, world_size=8, max="micro-batch", **memory)
+    assert {row.max_micro_batch for row in found.strategies} == {None}
+
+
 def test_largest_of_nothing() -> None:
     assert search.largest(lambda n: None, 10) is None
     assert search.largest(lambda n: -1, 10) is None

@@ -12,6 +12,7 @@ import pytest
 
 import ds_llama as dl
 from ds_llama.config import shipped
+from ds_llama.config.deepspeed import check
 from ds_llama.config.lint import Linter
 from ds_llama.config.resolve import resolve
 from ds_llama.errors import CallError
@@ -42,14 +43,26 @@ def test_auto_is_written_as_the_number_that_it_became(tmp_path: Path) -> None:
         "bf16": {"enabled": "auto"},
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_clipping": "auto",
+        "train_batch_size": "auto",
         "zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"},
     }
     found, _ = strategies.candidates(run("llama-7b", given), 8)
     for each in found:
         tree = written.deepspeed_json(each)
         assert "auto" not in json.dumps(tree)
+        assert "train_batch_size" not in tree  # it would hold at one world size only
         assert tree["bf16"] == {"enabled": each.resolved.stage > 0}
         assert tree["train_micro_batch_size_per_gpu"] == 4
+
+
+def test_defaults_that_have_changed_are_written() -> None:
+    """A JSON that says little becomes one that means the same to any release, for any strategy."""
+    given = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}
+    found, _ = strategies.candidates(run("llama-7b", given), 8, nvme=True)
+    for each in found:
+        tree = written.deepspeed_json(each)
+        codes = {problem.code for problem in check(tree, dialect="deepspeed")}
+        assert codes <= ({"checkpointing-not-called"} if each.recompute else set()), each.name
 
 
 def test_buckets_are_the_models() -> None:

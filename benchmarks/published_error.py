@@ -22,6 +22,7 @@ from typing import Any
 from ds_llama.config.load import load_run
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.planner import hardware, time
+from ds_llama.planner.memory import memory
 from ds_llama.planner.traffic import traffic
 
 ROWS = Path(__file__).with_name("published.json")
@@ -38,6 +39,8 @@ class Compared:
     published: float
     predicted: float | None
     limit: str
+    memory_gib: float | None = None
+    planned_gib: tuple[float, ...] = ()
 
     @property
     def error(self) -> float | None:
@@ -66,7 +69,7 @@ def resolved_of(row: dict[str, Any]) -> Resolved:
             "train": train,
             "deepspeed": {
                 "bf16": {"enabled": True},
-                "zero_optimization": {"stage": 3},
+                "zero_optimization": row.get("zero", {"stage": 3}),
                 "communication_data_type": row.get("reduce", "bf16"),
             },
         }
@@ -101,13 +104,23 @@ def compare(
             Compared(
                 row["name"],
                 row["kind"],
-                next(halves) if row["kind"] == "fsdp" else row["kind"],
+                row.get("half") or (next(halves) if row["kind"] == "fsdp" else row["kind"]),
                 published_of(row, resolved),
                 None if predicted is None else predicted.tokens_per_s_per_device,
                 "" if predicted is None else predicted.limit,
+                row.get("memory_gib"),
+                planned_gib(row) if "memory_gib" in row else (),
             )
         )
     return compared
+
+
+def planned_gib(row: dict[str, Any]) -> tuple[float, ...]:
+    """The plan's peak on the device; of selective recomputation, which keeps some results of every
+    block, what it is with every block recomputed and with none."""
+    ways = ("block", None) if row["recompute"] == "selective" else (row["recompute"],)
+    held = (memory(resolved_of({**row, "recompute": how})) for how in ways)
+    return tuple(each.device_peak.total / 2**30 for each in held)
 
 
 def errors(compared: Iterable[Compared], half: str) -> list[float]:
@@ -115,8 +128,7 @@ def errors(compared: Iterable[Compared], half: str) -> list[float]:
     return [abs(row.error) for row in compared if row.half == half and row.error is not None]
 
 
-# Beyond 0.4 more collective time and faster matmuls trade for each other: the rows do not decide.
-GRID = {"matmul": (0.75, 0.8, 0.85, 0.9, 0.95), "unhidden": (0.0, 0.1, 0.2, 0.3, 0.4)}
+GRID = {"matmul": (0.75, 0.8, 0.85, 0.9, 0.95), "unhidden": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}
 
 
 def fit(rows: list[dict[str, Any]]) -> time.Assumptions:
@@ -184,6 +196,11 @@ def main() -> None:
         error = "unknown" if row.error is None else f"{row.error:+7.1%}"
         predicted = 0.0 if row.predicted is None else row.predicted
         print(f"{row.name:58s} {row.half:9s} {row.published:9.0f} {predicted:9.0f} {error}")
+    print("device memory at its peak, GiB: published (reserved or allocated) and planned")
+    for row in compared:
+        if row.memory_gib is not None:
+            each = (f"{held:6.1f} ({held / row.memory_gib - 1:+.0%})" for held in row.planned_gib)
+            print(f"{row.name:78s} {row.memory_gib:6.1f} {' to '.join(each)}")
     for half in dict.fromkeys(row.half for row in compared):
         found = errors(compared, half)
         middle, worst = statistics.median(found), max(found)

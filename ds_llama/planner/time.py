@@ -25,7 +25,7 @@ class Assumptions:
     matmul: of the fastest matmul that the device was measured to do, what the matmuls of a
         training step do, beside the traffic of their operands (`work.product`).
     unhidden: of the collectives that run beside computation, what they cost all the same (they
-        take processors and memory bandwidth from it).
+        take processors and memory bandwidth from it), as a share of their time inside a node.
 
     Measured by others on one 8 x H100 node (Voltage Park with Georgia Tech, vpbenchmarking, 2025):
     memory: 2,903 of 3,350 GB/s, copying; host_link: 54.8 of 64 GB/s; host: STREAM triad, 486.7 of
@@ -40,7 +40,7 @@ class Assumptions:
 
     matmul: float = 0.85
     attention_half_tokens: float = 512.0
-    unhidden: float = 0.4
+    unhidden: float = 0.5
     memory: float = 0.867
     host_link: float = 0.856
     host: float = 0.793
@@ -247,8 +247,11 @@ class _Model:
             network = _known(self.hardware.internode_bytes_per_s) * self.assumed.network
             link = min(link, network * self.per_node) if self.per_node > 1 else network
         latency = self.hardware.collective_latency_s or self.assumed.collective_latency_s
-        latency *= self.traffic.calls
-        return self.sent() * (world - 1) / world / link + latency
+        return self.ring(self.sent(), link) + latency * self.traffic.calls
+
+    def ring(self, payload: float, link: float) -> float:
+        world = self.resolved.world_size
+        return payload * (world - 1) / world / link
 
     def sent(self, without: str | None = None) -> float:
         """Payloads of the collectives, an all-reduce's twice; at least a byte."""
@@ -256,17 +259,23 @@ class _Model:
         return max(1.0, sum(sizes.values()) + sizes.get("all_reduce", 0))
 
     def exposed(self, busy: float, backward_s: float, compute_s: float) -> float:
-        """What of the collectives the step waits for; a CPU carries them itself."""
+        """What of the collectives the step waits for; a CPU carries them itself.
+
+        Those that run beside computation slow it as they pass through this device, which is the
+        same work on a slow network, only longer: what they would take inside the node counts.
+        """
         if not self.zero.get("overlap_comm") or self.hardware.shared:
             return busy
-        during, window = busy, compute_s
+        hidden, window = self.sent(), compute_s
         if self.resolved.stage < 3:
             # Gradients alone have something to hide behind, at stage 1 the last micro-batch's.
-            during *= self.sent(without="all_gather") / self.sent()
-            window = backward_s
+            hidden, window = self.sent(without="all_gather"), backward_s
             if self.resolved.stage == 1:
                 window /= self.resolved.accumulation_steps
-        return busy - during + max(during - window, during * self.assumed.unhidden)
+        during = busy * hidden / self.sent()
+        inside = self.ring(hidden, _known(self.hardware.link_bytes_per_s) * self.assumed.link)
+        slowed = min(during, inside) * self.assumed.unhidden
+        return busy - during + max(during - window, slowed)
 
     def host_link(self) -> float:
         """What an offload moves; token ids alone are nothing, and a CPU has no link to itself."""

@@ -81,12 +81,9 @@ class Ledger:
         self.free(category, size, host=True)
         self._locked -= size
 
-    @contextmanager
-    def held(self, category: str, size: int, *, host: bool = False) -> Iterator[None]:
+    def held(self, category: str, size: int, *, host: bool = False) -> _Held:
         """Held as long as the context is open."""
-        self.hold(category, size, host=host)
-        yield
-        self.free(category, size, host=host)
+        return _Held(self, category, size, host)
 
     def stretch(self) -> Stretch:
         """What has happened on the device since this ledger began, empty."""
@@ -145,6 +142,19 @@ class Ledger:
         if self.on_device + self._on_host > self._total_peak:
             self._total_peak = self.on_device + self._on_host
             self._total_worst = (self._device.copy(), self._host.copy())
+
+
+class _Held:
+    """`Ledger.held`; a class, for a generator's context takes several times as long."""
+
+    def __init__(self, ledger: Ledger, category: str, size: int, host: bool) -> None:
+        self.ledger, self.category, self.size, self.host = ledger, category, size, host
+
+    def __enter__(self) -> None:
+        self.ledger.hold(self.category, self.size, host=self.host)
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.free(self.category, self.size, host=self.host)
 
 
 def _wider(before: Span, span: Span) -> Span:

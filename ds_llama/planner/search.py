@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -173,13 +172,13 @@ def larger_world(
 
     low, most = machine.world_size // unit, _MOST_RANKS // unit
     high = min(2 * low, most)
-    if not any_fits(*at(high)):
-        low, high = high, most
-        if low >= high or not any_fits(*at(high)):
+    # By doubling: such worlds divide weights evenly, and what they gather is known (gathers.py).
+    while not any_fits(*at(high)):
+        low, high = high, min(2 * high, most)
+        if low == high:
             return None
     while high - low > 1:
-        # By ratio while they are far apart: the answer is near the low end far more often.
-        middle = (low + high) // 2 if high < 4 * low else math.isqrt(low * high)
+        middle = (low + high) // 2
         low, high = (low, middle) if any_fits(*at(middle)) else (middle, high)
     return at(high)
 

@@ -8,7 +8,7 @@ in memory until the update (swap_tensor/optimizer_utils.py:240, :448).
 from __future__ import annotations
 
 from ds_llama.planner.gradients import Reducer
-from ds_llama.planner.ledger import Ledger
+from ds_llama.planner.ledger import Ledger, Stretch
 from ds_llama.planner.settings import Settings, Weight, padded
 from ds_llama.planner.subgroups import sub_groups
 
@@ -24,6 +24,7 @@ class ShardedReducer(Reducer):
         super().__init__(settings, ledger)
         self.pending: list[Weight] = []
         self.elements = self.alone = 0
+        self.recorded: dict[tuple[int, ...], Stretch] = {}
         self.order = {weight.name: place for place, weight in enumerate(settings.weights)}
         self.groups = sub_groups(settings)
         self.waiting = [0] * len(self.groups)  # bytes, until the update
@@ -62,11 +63,27 @@ class ShardedReducer(Reducer):
     def _reduce(self) -> None:
         if not self.pending:
             return
+        if self.settings.resolved.offload_optimizer == "nvme":  # where some of it waits
+            self._reduced()
+        else:
+            self.ledger.replay(self._recorded())
+        self.pending, self.elements, self.alone = [], 0, 0
+
+    def _recorded(self) -> Stretch:
+        """What a bucket of weights of these sizes does: there are few kinds, and many buckets."""
+        key = (self.boundary, self.alone, *[weight.elements for weight in self.pending])
+        if key not in self.recorded:
+            ledger, self.ledger = self.ledger, Ledger()
+            self._reduced()
+            self.recorded[key] = self.ledger.stretch()
+            self.ledger = ledger
+        return self.recorded[key]
+
+    def _reduced(self) -> None:
         with self.ledger.held(_BUCKETS, self._scattered()):
             if self.settings.offloaded:
                 self._offload()
         self.ledger.free(_GRADIENTS, self.alone)
-        self.pending, self.elements, self.alone = [], 0, 0
 
     def _scattered(self) -> int:
         """Bytes that hold this rank's slices, averaged.

@@ -185,11 +185,16 @@ def profile_path() -> Path:
 
 
 def read_profile(path: Path) -> Hardware:
-    """A profile that `ds-llama plan --calibrate` wrote. Raises CallError."""
+    """A profile that `ds-llama plan --calibrate` wrote, or one that a person did: {"base": "h100"}
+    and the figures that are other than that device's, its node's NVMe for one. Raises CallError.
+    """
     remedy = "measure this machine: ds-llama plan --calibrate"
     try:
         content: Any = json.loads(path.read_text())
-        found = Hardware(**{**content, "pattern": "", "measured": True})
+        if isinstance(content, dict) and "base" in content:
+            found = _based(content, path)
+        else:
+            found = Hardware(**{**content, "pattern": "", "measured": True})
         _check_figures(found)
         return found
     except OSError as error:
@@ -200,6 +205,18 @@ def read_profile(path: Path) -> Hardware:
         raise CallError(
             f"the file is not a hardware profile: {error}", where=str(path), remedy=remedy
         ) from None
+
+
+def _based(content: dict[str, Any], path: Path) -> Hardware:
+    """The named device with the figures of the file, each of which has the file for its source."""
+    own = {name: value for name, value in content.items() if name not in ("base", "sources")}
+    key = str(content["base"]).strip().lower()
+    base = {row.key: row for row in table()}.get(_SHORT.get(key, key))
+    if base is None:
+        raise ValueError(f"base {content['base']!r} is no device that is known")
+    if "tflops" in own:
+        own["tflops"] = {**base.tflops, **own["tflops"]}
+    return replace(base, **own, sources={**base.sources, **dict.fromkeys(own, f"given in {path}")})
 
 
 _KINDS = {"key": str, "pattern": str, "tflops": dict, "sources": dict, "by_ranks": dict}

@@ -222,3 +222,37 @@ def test_one_of_several_ranks_on_a_processor() -> None:
     assert three.launch_s == pytest.approx(7.5e-6)
     alone = hardware.find("h100")
     assert alone.one_of(8) is alone
+
+
+def test_a_device_with_figures_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.json"
+    path.write_text('{"base": "h100", "nvme_read_bytes_per_s": 2.5e10, "tflops": {"float32": 60}}')
+    found = hardware.find(str(path))
+    base = hardware.find("h100")
+    assert found.nvme_read_bytes_per_s == 2.5e10
+    assert found.tflops == {**base.tflops, "float32": 60}
+    assert found.sources["nvme_read_bytes_per_s"] == f"given in {path}"
+    assert found.link_bytes_per_s == base.link_bytes_per_s
+    assert not found.measured
+
+
+ASKED = (
+    "v100-sxm",
+    "v100-pcie",
+    "a100-sxm",
+    "a100-pcie",
+    "h100-sxm",
+    "h100-pcie",
+    "h200-sxm",
+    "b200",
+)
+
+
+def test_the_usual_devices_say_where_each_figure_can_be_read() -> None:
+    rows = [row for row in hardware.table() if row.key.startswith(ASKED)]
+    assert len(rows) == 12
+    for row in rows:
+        for name, source in row.sources.items():
+            if name != "memory_bytes":
+                assert "https://" in source, (row.key, name)
+        assert row.nvme_read_bytes_per_s is None  # no vendor says what a node's disks do together

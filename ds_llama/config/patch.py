@@ -28,9 +28,11 @@ def locate(tree: Any, dotted: str) -> Path | None:
     """The path that a dotted key means; names may themselves hold dots."""
     if not dotted:
         return ()
-    for name in tree if isinstance(tree, dict) else ():
-        if dotted == name:
-            return (name,)
+    if not isinstance(tree, dict):
+        return None
+    if dotted in tree:
+        return (dotted,)
+    for name in tree:
         if dotted.startswith(f"{name}."):
             inner = locate(tree[name], dotted[len(name) + 1 :])
             if inner:

@@ -6,7 +6,7 @@ import fcntl
 import os
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from deepspeed.runtime.swap_tensor import (
     async_swapper,
@@ -22,7 +22,7 @@ from ds_llama.measure.traffic import swapped
 from ds_llama.zero import world
 
 # Kept open as long as the process lives: the kernel lets go of the lock with it.
-_HELD: dict[str, IO[str]] = {}
+_HELD: dict[str, int] = {}
 
 
 def prepare(resolved: Resolved) -> None:
@@ -99,8 +99,7 @@ def _claim(folder: Path, where: str) -> None:
             f"{where.rsplit(':', 1)[-1]}=FOLDER",
         )
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o600))
-        file = path.open("a")
+        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_DIRECT, 0o600)
     except OSError as error:
         raise ConfigError(
             f"nvme_path {folder} cannot be swapped to, which needs direct I/O: {error.strerror}",
@@ -110,7 +109,7 @@ def _claim(folder: Path, where: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.close()
+        os.close(file)
         raise ConfigError(
             f"another run swaps to {folder}, and each would delete the other's weights",
             where=where,

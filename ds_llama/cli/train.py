@@ -65,7 +65,6 @@ def _is_finished(run: Run, nproc: int, resume: str) -> bool:
     from ds_llama.config.resolve import resolve
     from ds_llama.data import open_data
     from ds_llama.launcher.environment import has_device
-    from ds_llama.trainer.state import TrainState
 
     resolved = resolve(run, nproc, device="cuda" if has_device() else "cpu").run
     for shards in (resolved.data.train, resolved.data.validation):
@@ -77,6 +76,8 @@ def _is_finished(run: Run, nproc: int, resume: str) -> bool:
     missing = [n for n, asked in exports.items() if asked and not _is_export(output / n)]
     if newest is None or missing:
         return False
+    from ds_llama.trainer.state import TrainState  # seconds: it imports DeepSpeed
+
     state = TrainState(
         resolved.train.steps or sys.maxsize, early_stopping=run.evaluation.early_stopping
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ds_llama.launcher.run import PATIENCE_S
 from tests.end_to_end.conftest import STEPS, Workspace
 
 
@@ -132,11 +133,13 @@ def test_a_signal_saves_and_leaves_nothing_behind(workspace: Workspace, signum: 
     start = time.monotonic()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, out[-2000:] + err[-2000:]
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < PATIENCE_S  # by themselves
     last = workspace.rows(name)[-1]["step"]
     found = json.loads(workspace.run("checkpoint", "list", f"runs/{name}", "--json").stdout)
     assert found["checkpoints"][-1]["step"] == last
     _wait(lambda: not _processes_of(run), seconds=5)
+    if signum == signal.SIGTERM:
+        return  # the same checkpoint; that a run goes on from it is shown once
 
     workspace.run("train", run, f"train.steps={last + 2}", "--nproc", "2", "--resume", "required")
     assert [row["step"] for row in workspace.rows(name)] == list(range(1, last + 3))

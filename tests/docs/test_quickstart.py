@@ -13,6 +13,8 @@ import pytest
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 STEPS = 4
+# A dozen processes that import torch: minutes where other things run.
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,8 @@ class StepTime:
     total_s = compute_s + collectives_s + host_link_s + optimizer_s + nvme_s. compute_s is the
     larger of launching (launch_s) and matmul_s + attention_s + elementwise_s; recompute_s is the
     part of it that runs again. collectives_s is what is not hidden of collectives_busy_s.
-    mfu and hfu: 0 to 1, None where the peak is not known. limit: the largest of the parts.
+    mfu and hfu: 0 to 1, of the model's own FLOPs and of those with what is recomputed; None where
+    the peak is not known. limit: the largest of the parts.
     """
 
     total_s: float
@@ -165,7 +166,7 @@ class _Model:
         forward, backward, again = (each * self.resolved.accumulation_steps for each in passes)
         again *= repeated
         backward += self.buffers()
-        once, whole = forward + backward, forward + backward + again + self.engine()
+        whole = forward + backward + again + self.engine()
         compute, again_s = self.compute(whole), self.compute(again)
         busy = self.collectives()
         exposed = self.exposed(busy, self.compute(backward) + again_s, compute)
@@ -179,7 +180,6 @@ class _Model:
         total = sum(parts.values())
         rate = self.resolved.micro_batch_size * self.length * self.resolved.accumulation_steps
         per_token = self.resolved.model.flops_per_token(self.length)
-        repeated = whole.flops / once.flops
         mfu = rate / total * per_token / self.peak
         return StepTime(
             total_s=total,
@@ -197,7 +197,7 @@ class _Model:
             tokens_per_s=rate * self.resolved.world_size / total,
             tokens_per_s_per_device=rate / total,
             mfu=mfu,
-            hfu=mfu * repeated,
+            hfu=mfu + again.flops / (total * self.peak),
             limit=max(parts, key=lambda name: parts[name]),
         )
 

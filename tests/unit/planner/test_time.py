@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ds_llama.config.load import load_run
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.planner import hardware, work
+from ds_llama.planner.advise import plan
 from ds_llama.planner.hardware import Hardware
 from ds_llama.planner.time import Assumptions, StepTime, step_time
 from ds_llama.planner.traffic import Traffic, traffic
@@ -96,7 +97,32 @@ def test_recomputed_blocks_cost_a_forward_and_count_in_hfu_alone() -> None:
     assert once.recompute_s == 0 < again.recompute_s
     assert again.hfu is not None
     assert again.mfu is not None
-    assert again.hfu > again.mfu
+    assert once.hfu == once.mfu
+    repeated = 2 * 128 * blocks + 2 * (2 * 2 * 64 * 64 * 64)
+    assert (again.hfu - again.mfu) * again.total_s * 1e12 == pytest.approx(repeated)
+
+
+def test_llama_7b_on_8_h100_by_hand() -> None:
+    """6 FLOPs a weight of 32 blocks and the head, 6 x 32 x 4096 x T of causal attention: 42.86
+    GFLOP a token at T = 4096; GPU-hours and cost of a billion tokens follow from tokens/s alone."""
+    run = {
+        "model": {"preset": "llama-2-7b"},
+        "data": {"train": "unused", "sequence_length": 4096},
+        "optimizer": {"lr": 1e-3},
+        "train": {"steps": 1, "micro_batch_size": 1, "global_batch_size": 8},
+        "deepspeed": {"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}},
+    }
+    found = plan(run, world_size=8, hardware="h100", price=2.0)
+    row = next(each for each in found.strategies if each.name == "zero3")
+    assert row.time is not None
+    per_token = 6 * (32 * (4 * 4096**2 + 3 * 4096 * 11008) + 32000 * 4096) + 6 * 32 * 4096 * 4096
+    assert per_token == pytest.approx(42.86e9, rel=1e-3)
+    assert row.time.tokens_per_s == pytest.approx(8 * 4096 / row.time.total_s)
+    assert row.mfu == pytest.approx(row.time.tokens_per_s / 8 * per_token / 989.5e12)
+    assert row.cost is not None
+    hours = 8 * 1e9 / row.time.tokens_per_s / 3600
+    assert row.cost.gpu_hours_per_billion_tokens == pytest.approx(hours)
+    assert row.cost.cost_per_billion_tokens == pytest.approx(2.0 * hours)
 
 
 def test_a_ring_within_a_node_and_across() -> None:

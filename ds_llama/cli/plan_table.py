@@ -87,7 +87,7 @@ def _columns(plan: Plan, rows: Sequence[Strategy], scale: int) -> list[Column]:
 
     columns = [
         Column("strategy", 0, lambda row: _label(plan, row)),
-        Column("peak", 1, lambda row: size(row.peak_bytes)),
+        Column("peak", 2, lambda row: size(row.peak_bytes)),
         Column("rest", 7, lambda row: size(row.memory.device_steady.total)),
     ]
     if any(row.host_bytes >= scale / 20 for row in rows):
@@ -103,7 +103,7 @@ def _columns(plan: Plan, rows: Sequence[Strategy], scale: int) -> list[Column]:
         columns += _prices(rows)
     if any(row.max_micro_batch or row.max_sequence_length for row in rows):
         columns.append(Column("max", 3, _largest))
-    return [*columns, Column("fits", 2, _verdict)]
+    return [*columns, Column("fits", 1, _verdict)]
 
 
 def _prices(rows: Sequence[Strategy]) -> list[Column]:

@@ -46,7 +46,8 @@ class Activations:
     rotate_key: int
     rotary: int  # cosines and sines, fp32, up to the next power of two
     attended: int  # keys and values as attention keeps them
-    attend: int  # inside attention, on a CPU, where two halves are joined
+    halves: int  # kept besides by two halves of attention on a CPU: their results, and a mask
+    attend: int  # inside attention, where those are joined
 
 
 def activations(settings: Settings) -> Activations:
@@ -73,6 +74,7 @@ def activations(settings: Settings) -> Activations:
         rotate_key=tokens * key * turn,
         rotary=4 * model.head_dim * (1 << (sequence - 1).bit_length()),
         attended=2 * e * tokens * (query if repeated else key),
+        halves=e * (tokens * query + (sequence - sequence // 2) * sequence) if halved else 0,
         attend=e * tokens * query if halved else 0,
     )
 

@@ -106,7 +106,7 @@ class Walk:
         self._free(size.query)
         repeated = size.attended > 2 * size.key
         self._hold(size.attended * repeated)
-        self._hold(size.query + size.log_sum)
+        self._hold(size.query + size.log_sum + size.halves)
         self._peek(size.attend)
         self._free(2 * size.key * repeated)
 
@@ -114,7 +114,7 @@ class Walk:
         """The projection beside the stream, and their sum; a part that keeps nothing ends here."""
         size = self.size
         self._hold(size.hidden)
-        kept = 2 * size.query + size.attended + size.log_sum
+        kept = 2 * size.query + size.attended + size.log_sum + size.halves
         if not self._keeps(visit, "attention"):
             self._free(kept)
         self._peek(size.hidden)  # the projection becomes the sum
@@ -198,7 +198,7 @@ class Walk:
         """Attention's own backward and the rotation back come before the projections."""
         size = self.size
         self._hold(size.query + size.attended)
-        self._free(2 * size.query + size.attended + size.log_sum + size.query)
+        self._free(3 * size.query + size.attended + size.log_sum + size.halves)
         self._peek(size.key)  # summed over the heads that share them
         self._free(size.attended - 2 * size.key)
         self._peek(size.rotate_query)

@@ -35,8 +35,7 @@ def check(engine: Any, saved: dict[str, Any], where: str) -> None:
     saved: `compute`'s result of the engine that was saved.
     """
     now, copies = _compute(engine)
-    expected: dict[str, dict[str, str]] = saved["parameters"]
-    held: dict[str, dict[str, str]] = now["parameters"]
+    expected, held = _with_masters(saved["parameters"]), _with_masters(now["parameters"])
     wrong = [
         f"{name} ({kind})"
         for name in sorted({*expected, *held})
@@ -57,6 +56,14 @@ def check(engine: Any, saved: dict[str, Any], where: str) -> None:
             where=where,
             remedy="do not train on from this: resume from another checkpoint, report the defect",
         )
+
+
+def _with_masters(found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """At stage 0, where all is fp32, the weights are the masters."""
+    return {
+        name: {"master": kinds["weight"], **kinds} if "weight" in kinds else kinds
+        for name, kinds in found.items()
+    }
 
 
 def _differing_ranks(saved: list[str], now: list[str]) -> str:

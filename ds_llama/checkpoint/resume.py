@@ -1,4 +1,4 @@
-"""Load a committed checkpoint into an engine of the same configuration, and prove that it is it."""
+"""Load a committed checkpoint into an engine of any layout, and prove that it is it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from ds_llama.checkpoint import checksums, ranks, rng
 from ds_llama.checkpoint import state as states
+from ds_llama.checkpoint.reader import Reader
+from ds_llama.checkpoint.restore import restore
 from ds_llama.commit.verify import verify
 from ds_llama.errors import CheckpointError
 from ds_llama.zero import ema, exact, world
@@ -16,24 +18,29 @@ from ds_llama.zero import engine as engines
 def resume(engine: Any, checkpoint: str | Path, resolved: Any) -> dict[str, Any]:
     """Load a step folder into a fresh engine; returns the trainer's state of then. Collective.
 
+    The folder may have been saved at another stage, offload or world size, and with other batches.
     Nothing is unpickled before every file's size and hash are the manifest's. Weights, masters
-    and moments are then compared with the checksums of the engine that was saved, the generators
-    set as they were. An average (`ema`) is dropped when the run has none. Raises CheckpointError
-    on every rank: damaged, of another stage, world size, dtype, offload or model, or not loaded as
-    it was saved.
+    and moments are then compared with the checksums of the engine that was saved, and, in a world
+    of as many ranks, the generators set as they were. An average (`ema`) is dropped when the run
+    has none. Raises CheckpointError on every rank: damaged, of another model, optimizer or
+    precision, or not loaded as it was saved.
     """
     folder = Path(checkpoint).resolve()
     ranks.together(f"verifying {folder.name}", folder, lambda: _require_whole(folder))
     state = ranks.together("reading the state", folder, lambda: states.read(folder))
-    ranks.together("comparing", folder, lambda: states.require_same_layout(state, resolved, folder))
-    ranks.together(f"loading {folder.name}", folder, lambda: _load(engine, folder))
+    ranks.together(
+        "comparing", folder, lambda: states.require_same_network(state, resolved, folder)
+    )
+    ranks.together(f"loading {folder.name}", folder, lambda: restore(engine, Reader(folder, state)))
+    engines.set_counters(engine, state, groups=resolved.run.optimizer is None)
     checksums.check(engine, state["checksums"], str(folder))
-    ranks.together("comparing", folder, lambda: _check_counters(engine, state, folder))
+    ranks.together("comparing", folder, lambda: _check_step(engine, state, folder))
     if resolved.run.ema is None:
         ema.drop(engine)
     if (sums := exact.of(engine)) is not None:
         sums.exponents.update(state.get("gradient_units") or {})
-    rng.restore(state["ranks"][world.rank()]["rng"])
+    if state["world_size"] == world.world_size():
+        rng.restore(state["ranks"][world.rank()]["rng"])
     return states.progress(state)
 
 
@@ -48,29 +55,12 @@ def _require_whole(folder: Path) -> None:
         )
 
 
-def _load(engine: Any, folder: Path) -> None:
-    # Only with its defaults: load_module_only and load_optimizer_states=False load nothing, or the
-    # `latest` tag, at stage 3, and say that they succeeded (deepspeed/runtime/engine.py:4614).
-    path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    engines.share_moments(engine)
-    if path is None:
+def _check_step(engine: Any, state: dict[str, Any], folder: Path) -> None:
+    now = engines.adam_step(engine)
+    if now != state["optimizer_step"]:
         raise CheckpointError(
-            "DeepSpeed found no files of its own in the checkpoint",
-            where=str(folder),
-            remedy="give the run's folder a path without the characters [ ] * ?, which DeepSpeed "
-            "takes for a pattern",
+            f"optimizer_step is {now} after loading on rank {world.rank()}, and was "
+            f"{state['optimizer_step']}",
+            where=str(folder / states.NAME),
+            remedy="do not train on from this: resume from another one, report the defect",
         )
-
-
-def _check_counters(engine: Any, state: dict[str, Any], folder: Path) -> None:
-    now = {
-        "optimizer_step": engines.adam_step(engine),
-        "loss_scale": engines.loss_scale(engine),
-    }
-    for key, value in now.items():
-        if value != state[key]:
-            raise CheckpointError(
-                f"{key} is {value} after loading on rank {world.rank()}, and was {state[key]}",
-                where=str(folder / states.NAME),
-                remedy="do not train on from this: resume from another one, report the defect",
-            )

@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ds_llama.checkpoint import checksums, ranks, rng, shards
+from ds_llama.checkpoint import checksums, ranks, shards
 from ds_llama.checkpoint import state as states
 from ds_llama.commit import disk, manifest, names, protocol
 from ds_llama.commit.manifest import Entry
@@ -55,7 +55,7 @@ def save(
         ranks.together(doing, root, lambda: _require_seen(staged))
         mine = ranks.together(doing, root, lambda: shards.write(engine, staged))
         sums = checksums.compute(engine)
-        collected = ranks.gather((mine, rng.capture()))
+        collected = ranks.gather((mine, states.of_rank(engine)))
         entries = [entry for written, _ in collected for entry in written]
         content = states.build(engine, step, state, resolved, [r for _, r in collected], sums)
         final = ranks.together(

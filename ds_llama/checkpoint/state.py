@@ -1,8 +1,10 @@
 """state.json: everything about a checkpoint that is not a tensor, readable without torch.
 
 format, step, tokens_seen, samples_seen, …   where the run stood, as the trainer said
-world_size, stage, dtype, offload            what a resume has to match
-loss_scale, optimizer_step
+world_size, stage, dtype, offload            how it is laid out
+layout                                       what of which parameter is where (reader.py)
+optimizer_step, loss_scaler, counters        of the engine
+lr_scheduler, groups                         of an optimizer that the DeepSpeed JSON names
 gradient_units                               train.reproducible: log2 of each parameter's unit
 model                                        config.json of the network, in Hugging Face's words
 run, deepspeed_sha256, versions              what it was trained with; run holds the JSON
@@ -20,14 +22,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ds_llama.checkpoint import reader, rng
 from ds_llama.errors import CheckpointError
 from ds_llama.zero import engine as engines
 from ds_llama.zero import exact
 
 NAME = "state.json"
-FORMAT = 1
-# A resume with other values of these is refused; the remedy is the same for all.
-MATCHED = ("stage", "world_size", "dtype", "offload")
+FORMAT = 2
 SHAPES = (
     "vocab_size",
     "hidden_size",
@@ -60,34 +61,43 @@ def build(
     step: int,
     progress: dict[str, Any],
     resolved: Any,
-    rngs: list[dict[str, Any]],
+    ranks: list[dict[str, Any]],
     checksums: dict[str, Any],
 ) -> dict[str, Any]:
-    """The content of state.json. progress: what the trainer wants back on resume, JSON."""
+    """The content of state.json.
+
+    progress: what the trainer wants back on resume, JSON. ranks: `of_rank` of each.
+    """
     ours = {
         "format": FORMAT,
         **describe(resolved),
-        "loss_scale": engines.loss_scale(engine),
-        "optimizer_step": engines.adam_step(engine),
+        **engines.counters(engine),
         "gradient_units": sums.exponents if (sums := exact.of(engine)) else None,
         "model": resolved.model.to_hf(),
         "run": resolved.to_json(),
         "deepspeed_sha256": _hash(resolved.deepspeed),
         "versions": _versions(),
-        "ranks": [{"rng": rng} for rng in rngs],
+        "ranks": [{"rng": rank["rng"]} for rank in ranks],
+        "layout": {
+            "parameters": reader.parameters(engine),
+            "ranks": [rank["layout"] for rank in ranks],
+        },
         "parameter_order": engines.parameter_order(engine),
         "checksums": checksums,
     }
     reserved = ours.keys() & progress.keys()
     assert not reserved, f"state.json has its own {sorted(reserved)}"
-    return {**progress, "step": step, **ours}
+    return {"trainer": [*progress, "step"], **progress, "step": step, **ours}
+
+
+def of_rank(engine: Any) -> dict[str, Any]:
+    """What every rank adds to state.json."""
+    return {"rng": rng.capture(), "layout": reader.layout(engine)}
 
 
 def progress(state: dict[str, Any]) -> dict[str, Any]:
     """What the trainer gave to `build`, and the step."""
-    ours = {"format", *MATCHED, "loss_scale", "optimizer_step", "gradient_units", "model", "run"}
-    ours |= {"deepspeed_sha256", "versions", "ranks", "parameter_order", "checksums"}
-    return {key: value for key, value in state.items() if key not in ours}
+    return {key: state[key] for key in state["trainer"]}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -95,34 +105,42 @@ def read(folder: Path) -> dict[str, Any]:
     path = folder / NAME
     try:
         state = json.loads(path.read_bytes())
-        later = state["format"] > FORMAT
+        written = int(state["format"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{NAME} cannot be read ({type(error).__name__}: {error})",
             where=str(path),
             remedy="take another checkpoint: ds-llama checkpoint list shows which are complete",
         ) from error
-    if later:
+    if written != FORMAT:
         raise CheckpointError(
-            f"{NAME} has format {state['format']}, this version reads up to {FORMAT}",
+            f"{NAME} has format {written}, this version reads {FORMAT}",
             where=str(path),
             remedy="use the version of ds_llama that wrote it",
         )
     return dict(state)
 
 
-def require_same_layout(state: dict[str, Any], resolved: Any, where: Path) -> None:
-    """Raise CheckpointError unless the run is laid out as the one that was saved."""
-    now = describe(resolved)
-    for key in MATCHED:
-        if state[key] != now[key]:
+def require_same_network(state: dict[str, Any], resolved: Any, where: Path) -> None:
+    """Raise CheckpointError unless the run trains the network that was saved, in its precision.
+
+    Stage, offload, world size and batches may be others.
+    """
+    then, now = (_identity(run) for run in (state["run"], resolved.to_json()))
+    then["dtype"], now["dtype"] = state["dtype"], resolved.dtype
+    if "Muon" in (then["optimizer"], now["optimizer"]):
+        # Whole matrices at stage 2, in an order that the partitions give.
+        own, others = describe(resolved), {key: state[key] for key in describe(resolved)}
+        then["layout, which Muon's momentum goes by,"] = _layout(others)
+        now["layout, which Muon's momentum goes by,"] = _layout(own)
+    for key in then:
+        if then[key] != now[key]:
             raise CheckpointError(
-                f"the checkpoint has {_phrase(key, state[key])}, this run {_phrase(key, now[key])}",
+                f"the checkpoint's {key} is {then[key]}, this run's {now[key]}",
                 where=str(where / NAME),
                 remedy="run with the checkpoint's value, or export the checkpoint and start from "
                 'its weights ({"model": {"pretrained": FOLDER}})',
             )
-    _require_same_optimizer(state["run"], resolved.to_json(), where)
     model = resolved.model.to_hf()
     for key in SHAPES:
         if state["model"].get(key) != model.get(key):
@@ -134,33 +152,23 @@ def require_same_layout(state: dict[str, Any], resolved: Any, where: Path) -> No
             )
 
 
-def _require_same_optimizer(then: dict[str, Any], now: dict[str, Any], where: Path) -> None:
-    """Moments belong to a type, and to the groups that its parameters are divided into."""
-    kinds, rows = zip(*(_optimizer(run) for run in (then, now)), strict=True)
-    if kinds[0] != kinds[1] or rows[0] != rows[1]:
-        what = [
-            f"{kind} with {len(row)} rows of groups" for kind, row in zip(kinds, rows, strict=True)
-        ]
-        raise CheckpointError(
-            f"the checkpoint's optimizer is {what[0]}, this run's {what[1]}"
-            + (", over other parameters" if what[0] == what[1] else ""),
-            where=str(where / NAME),
-            remedy="run with the checkpoint's optimizer, or export the checkpoint and start from "
-            'its weights ({"model": {"pretrained": FOLDER}})',
-        )
+def _layout(found: dict[str, Any]) -> str:
+    offloaded = [f"{name} on {device}" for name, device in found["offload"].items() if device]
+    return f"stage {found['stage']} on {found['world_size']} ranks with " + (
+        f"offload of {' and '.join(offloaded)}" if offloaded else "no offload"
+    )
 
 
-def _optimizer(run: dict[str, Any]) -> tuple[str, list[list[str]]]:
+def _identity(run: dict[str, Any]) -> dict[str, Any]:
+    """What moments and masters mean: the optimizer's type, and in what they are kept."""
     section = run.get("optimizer") or run["deepspeed"].get("optimizer") or {}
-    rows = [list(row["parameters"]) for row in section.get("groups", ())]
-    return str(section.get("type", "AdamW")), rows
-
-
-def _phrase(key: str, value: Any) -> str:
-    if key != "offload":
-        return f"{key} {value}"
-    parts = [f"{name} on {device}" for name, device in value.items() if device]
-    return f"offload of {' and '.join(parts)}" if parts else "no offload"
+    bf16 = run["deepspeed"].get("bf16") or {}
+    keys = ("bf16_master_weights_and_grads", "bf16_optimizer_states")
+    kept = ["bf16" if bf16.get(key) else "fp32" for key in keys]
+    return {
+        "optimizer": str(section.get("type", "AdamW")),
+        "precision of masters and moments": " and ".join(kept),
+    }
 
 
 def _hash(content: Any) -> str:

@@ -23,7 +23,9 @@ class Loader:
 
     Each micro-batch is `{"input_ids", "labels"}`: int64 CPU tensors (micro, T), labels equal to the
     input (Hugging Face's convention: the model shifts). Step s, from 0, is made of the samples
-    s*G ... (s+1)*G-1 of the order whatever the world size; G is `global_batch_size`:
+    s*G ... (s+1)*G-1 of the order whatever the world size; G is `global_batch_size`. A run that
+    goes on with another G says how many samples it has seen: `start_sample`, the first of
+    `start_step`.
 
         samples   0 1 | 2 3 | 4 5 | 6 7        G = 8, micro 2, world 2, accumulation 2
         rank      0     1     0     1
@@ -42,6 +44,7 @@ class Loader:
         rank: int,
         world_size: int,
         start_step: int = 0,
+        start_sample: int | None = None,
         vocab_size: int | None = None,
         prefetch_steps: int = 4,
     ) -> None:
@@ -56,6 +59,8 @@ class Loader:
         self.dataset, self.sampler, self.vocab_size = dataset, sampler, vocab_size
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.rank, self.world_size, self.step = rank, world_size, start_step
+        before = start_step * global_batch_size
+        self._shift = 0 if start_sample is None else start_sample - before
         self._queue: queue.Queue[list[Batch] | BaseException] = queue.Queue(prefetch_steps)
         self._stop = threading.Event()
         self._thread = threading.Thread(
@@ -66,7 +71,7 @@ class Loader:
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step, made here and now: what the thread prefetches."""
         micro, stride = self.micro_batch_size, self.micro_batch_size * self.world_size
-        first = step * self.global_batch_size + self.rank * micro
+        first = self._shift + step * self.global_batch_size + self.rank * micro
         starts = [first + a * stride for a in range(self.accumulation_steps)]
         return [self._micro_batch(range(s, s + micro)) for s in starts]
 

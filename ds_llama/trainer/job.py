@@ -13,8 +13,10 @@ import torch
 
 from ds_llama.checkpoint import ranks
 from ds_llama.checkpoint import resume as resuming
+from ds_llama.checkpoint import state as states
 from ds_llama.commit import listing
 from ds_llama.commit.lock import RunLock
+from ds_llama.config.changes import changes
 from ds_llama.config.resolve import Resolved
 from ds_llama.config.run import Run
 from ds_llama.data import open_data
@@ -72,7 +74,9 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
         state = TrainState(total, early_stopping=resolved.run.evaluation.early_stopping)
         if checkpoint is not None:
             state.restore(resuming.resume(engine, checkpoint.path, resolved))
-        loader = make_loader(state.step)
+            if world.rank() == 0:
+                _say_resumed(checkpoint.path, resolved)
+        loader = make_loader(state)
         stack.callback(loader.close)
         job = Job(
             engine,
@@ -106,14 +110,21 @@ def _without_result(action: Callable[[], object]) -> None:
     action()
 
 
-def _training_data(resolved: Resolved) -> tuple[int, Callable[[int], Loader]]:
-    """Steps of the run, and the loader from a given step on."""
+def _say_resumed(folder: Path, resolved: Resolved) -> None:
+    then = states.read(folder)["run"]
+    lines = "".join(f"\n  {line}" for line in changes(then, resolved.to_json()))
+    what = f"; what has changed since it was saved:{lines}" if lines else ""
+    print(f"going on from {folder.name}{what}", file=sys.stderr)
+
+
+def _training_data(resolved: Resolved) -> tuple[int, Callable[[TrainState], Loader]]:
+    """Steps of the run, and the loader from where it stands on."""
     run = resolved.run
     dataset, sampler = open_data(run.data.train, run.data.sequence_length, run.train.seed)
     batch = resolved.global_batch_size
     total = resolved.total_steps or max(1, round(run.train.epochs * len(dataset)) // batch)
 
-    def loader(start_step: int) -> Loader:
+    def loader(state: TrainState) -> Loader:
         return Loader(
             dataset,
             sampler,
@@ -121,7 +132,8 @@ def _training_data(resolved: Resolved) -> tuple[int, Callable[[int], Loader]]:
             micro_batch_size=resolved.micro_batch_size,
             rank=world.rank(),
             world_size=world.world_size(),
-            start_step=start_step,
+            start_step=state.step,
+            start_sample=state.samples_seen,
             vocab_size=resolved.model.vocab_size,
         )
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch.distributed import distributed_c10d
 
+from ds_llama.zero import engine as engines
 from ds_llama.zero import world
 
 KEY = "ema"
@@ -72,15 +73,15 @@ def averaged(engine: Any) -> Iterator[None]:
     key = f"ds_llama/ema/failed/{next(_entered)}"
     _exchange(engine)
     try:
-        _refresh(engine)
+        engines.refresh_weights(engine)
         yield
     except BaseException:
         _exchange(engine)
         if _on_all_ranks(key):
-            _refresh(engine)
+            engines.refresh_weights(engine)
         raise
     _exchange(engine)
-    _refresh(engine)
+    engines.refresh_weights(engine)
 
 
 def _base(engine: Any) -> torch.optim.Optimizer:
@@ -98,20 +99,6 @@ def _exchange(engine: Any) -> None:
                 held = one.clone()
                 one.copy_(other)
                 other.copy_(held)
-
-
-def _refresh(engine: Any) -> None:
-    """Weights from masters, as the step of each stage does it."""
-    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
-    if stage in (1, 2):
-        optimizer.update_lp_params()
-    elif stage == 3:
-        optimizer._partition_all_parameters()  # what is still gathered would stay as it is
-        for index in range(len(optimizer.fp32_partitioned_groups_flat)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(index)
-        optimizer.invalidate_secondary_tensor()
-        if optimizer.persistent_parameters:
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
 def _on_all_ranks(key: str) -> bool:

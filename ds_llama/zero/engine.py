@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import deepspeed
@@ -151,6 +151,55 @@ def adam_step(engine: Any) -> int | None:
     return max(steps) if steps else None
 
 
+def counters(engine: Any) -> dict[str, Any]:
+    """Numbers of the engine that a resumed one goes on with, JSON; `set_counters` takes them.
+
+    groups: the hyperparameters that an optimizer of the DeepSpeed JSON has now; None where the run
+    has an optimizer of its own, which says them anew.
+    """
+    scheduler = engine.lr_scheduler
+    return {
+        "optimizer_step": adam_step(engine),
+        "loss_scaler": _numbers(vars(_scaler(engine))) if engine.fp16_enabled() else None,
+        "counters": {name: getattr(engine, name) for name in _COUNTERS},
+        "lr_scheduler": scheduler.state_dict() if hasattr(scheduler, "state_dict") else None,
+        "groups": [_numbers(group) for group in engine.optimizer.param_groups],
+    }
+
+
+def set_counters(engine: Any, saved: dict[str, Any], *, groups: bool) -> None:
+    """Take what `counters` gave; `groups`: the optimizer's hyperparameters too, if as many."""
+    for name, value in saved["counters"].items():
+        setattr(engine, name, value)
+    # Of whole windows, which may be of another number now.
+    engine.micro_steps = engine.global_steps * engine.gradient_accumulation_steps()
+    if engine.fp16_enabled():
+        vars(_scaler(engine)).update(saved["loss_scaler"] or {})
+    if groups and len(saved["groups"]) == len(engine.optimizer.param_groups):
+        for group, values in zip(engine.optimizer.param_groups, saved["groups"], strict=True):
+            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    if groups and saved["lr_scheduler"] is not None and engine.lr_scheduler is not None:
+        engine.lr_scheduler.load_state_dict(saved["lr_scheduler"])
+
+
+_COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+
+
+def _scaler(engine: Any) -> Any:
+    return engine.optimizer.loss_scaler
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that are numbers, or pairs of them (betas)."""
+    plain = (bool, int, float)
+    return {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, plain)
+        or (isinstance(value, (tuple, list)) and all(isinstance(v, plain) for v in value) and value)
+    }
+
+
 def parameter_order(engine: Any) -> list[str] | None:
     """Names in the order of the optimizer's groups at stage 0, whose files number parameters only.
 
@@ -160,6 +209,24 @@ def parameter_order(engine: Any) -> list[str] | None:
         return None
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
     return [names[id(p)] for group in engine.optimizer.param_groups for p in group["params"]]
+
+
+def refresh_weights(engine: Any) -> None:
+    """The weights that forward uses from their masters, as after an update; collective.
+
+    All-gathered at stages 1 and 2, each rank's slices and the persistent parameters at stage 3,
+    nothing at stage 0.
+    """
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    if stage in (1, 2):
+        optimizer.update_lp_params()
+    elif stage == 3:
+        optimizer._partition_all_parameters()  # what is still gathered would stay as it is
+        for index in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        optimizer.invalidate_secondary_tensor()
+        if optimizer.persistent_parameters:
+            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
 def orthogonalises(engine: Any) -> bool:

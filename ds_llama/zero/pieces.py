@@ -28,6 +28,8 @@ class Piece:
 
     kind: "weight", "master", "gradient", or the optimizer's name of a moment ("exp_avg").
     replicated: every rank has a copy of the same elements.
+    group, offset: at stages 1 to 3, the flat partition of this rank (`partitions`) that holds the
+    master and the moments, and where in it element `start` is.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Piece:
     start: int
     flat: torch.Tensor
     replicated: bool
+    group: int | None = None
+    offset: int = 0
 
 
 def pieces(engine: Any) -> Iterator[Piece]:
@@ -46,6 +50,22 @@ def pieces(engine: Any) -> Iterator[Piece]:
     read = {0: _whole, 1: _of_group, 2: _of_group, 3: _slice}[int(stage)]
     for name, parameter in engine.module.named_parameters():
         yield from read(engine.optimizer, name, parameter)
+
+
+def partitions(engine: Any) -> list[torch.Tensor]:
+    """This rank's flat masters at stages 1 to 3, by the `group` of a piece; none at stage 0.
+
+    The inner optimizer's state has each as a key.
+    """
+    optimizer = engine.optimizer
+    if engine.zero_optimization_stage() == 0:
+        return []
+    if engine.zero_optimization_stage() == 3:
+        return list(optimizer.fp32_partitioned_groups_flat)
+    own = isinstance(optimizer, BF16_Optimizer)
+    return list(
+        optimizer.fp32_groups_flat_partition if own else optimizer.single_partition_of_fp32_groups
+    )
 
 
 def gradients(engine: Any) -> Iterator[Piece]:
@@ -132,7 +152,7 @@ def _of_group(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
     start, address = mapping.lp_fragment_address.start, mapping.hp_fragment_address
     for kind, flat in _group_tensors(optimizer, group):
         piece = flat.view(-1).narrow(0, address.start, address.numel)
-        yield Piece(name, kind, start, piece, False)
+        yield Piece(name, kind, start, piece, False, mapping.param_group_index, address.start)
 
 
 def _slice(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
@@ -152,7 +172,8 @@ def _slice(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
     if group.numel() == 0:
         return
     for kind, flat in _group_tensors(optimizer, group):
-        yield Piece(name, kind, start, flat.view(-1).narrow(0, offset, count), False)
+        piece = flat.view(-1).narrow(0, offset, count)
+        yield Piece(name, kind, start, piece, False, index, offset)
 
 
 def _group_tensors(optimizer: Any, group: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

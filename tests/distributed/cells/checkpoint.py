@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from ds_llama.checkpoint import checksums, offline
+from ds_llama.checkpoint import resume as resuming
+from ds_llama.checkpoint.restore import restore
 from ds_llama.checkpoint.resume import resume
 from ds_llama.checkpoint.save import save
 from ds_llama.commit import listing
@@ -24,6 +26,7 @@ from ds_llama.trainer.build import construct
 from ds_llama.weights.export import export_model
 from ds_llama.weights.folder import ModelFolder
 from ds_llama.zero import world
+from ds_llama.zero.pieces import pieces
 from ds_llama.zero.register import register
 from ds_llama.zero.step import take_step
 from tests.distributed.runs import global_batch, make_run, split
@@ -156,42 +159,55 @@ def what_is_loaded_wrong_is_noticed(folder: Path, stage: int) -> None:
     engine = engine_for(folder, stage=stage, precision="fp32" if stage == 0 else "bf16")
     train(engine, 1, 1)
     step = commit(engine, folder, 1)
-    load, last = engine.load_checkpoint, world.world_size() - 1
+    last = world.world_size() - 1
     for kind in ("weight", "exp_avg", *(["master"] if stage else [])):
         fresh = engine_for(folder, seed=1, stage=stage, precision="fp32" if stage == 0 else "bf16")
-        load = fresh.load_checkpoint
 
-        def load_wrong(*args: Any, load=load, fresh=fresh, kind=kind, **keys: Any) -> Any:
-            outcome = load(*args, **keys)
+        def load_wrong(engine: Any, reader: Any, kind: str = kind) -> None:
+            restore(engine, reader)
             if world.rank() == last:
-                from ds_llama.zero.pieces import pieces
-
-                piece = next(p for p in pieces(fresh) if p.kind == kind and p.flat.numel() > 3)
+                piece = next(p for p in pieces(engine) if p.kind == kind and p.flat.numel() > 3)
                 piece.flat[3] += 1
-            return outcome
 
-        fresh.load_checkpoint = load_wrong
-        error = raised(lambda fresh=fresh: resume(fresh, step, fresh.ds_llama.resolved))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(resuming, "restore", load_wrong)
+            error = raised(lambda fresh=fresh: resume(fresh, step, fresh.ds_llama.resolved))
         assert f"({kind})" in error.what, error
         assert f"on rank {last}" in error.what, error
 
 
-def another_layout_is_refused(folder: Path) -> None:
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "1": {"stage": 1},
+    "2+optimizer": {"stage": 2, "offload": "optimizer"},
+    "3": {"stage": 3},
+    "3+optimizer": {"stage": 3, "offload": "optimizer"},
+    "3+all": {"stage": 3, "offload": "all"},
+}
+
+
+def another_layout_goes_on(folder: Path) -> None:
+    """From every stage and offload to every other: the same bytes, the same losses."""
+    for source, keys in LAYOUTS.items():
+        engine = engine_for(folder, precision="bf16", **keys)
+        train(engine, 1, 2)
+        step = commit(engine, folder / source, 2)
+        expected = train(engine, 3, 4)
+        for target, others in LAYOUTS.items():
+            fresh = engine_for(folder, seed=1, precision="bf16", **others)
+            resume(fresh, step, fresh.ds_llama.resolved)
+            found = train(fresh, 3, 4)
+            assert found[0][0] == pytest.approx(expected[0][0], rel=1e-5), (source, target)
+            np.testing.assert_allclose(found, expected, rtol=1e-3, err_msg=f"{source} {target}")
+
+
+def another_network_is_refused(folder: Path) -> None:
     engine = engine_for(folder, stage=2, precision="bf16")
     train(engine, 1, 1)
     step = commit(engine, folder, 1)
-    for keys, message in (
-        ({"stage": 3, "precision": "bf16"}, "the checkpoint has stage 2, this run stage 3"),
-        ({"stage": 2}, "the checkpoint has dtype bfloat16, this run dtype float32"),
-        (
-            {"stage": 2, "precision": "bf16", "offload": "optimizer"},
-            "the checkpoint has no offload, this run offload of optimizer on cpu",
-        ),
-    ):
-        other = engine_for(folder, **keys)
-        error = raised(lambda other=other: resume(other, step, other.ds_llama.resolved))
-        assert error.what == message, error
-        assert "start from its weights" in error.remedy
+    other = engine_for(folder, stage=2)
+    error = raised(lambda: resume(other, step, other.ds_llama.resolved))
+    assert error.what == "the checkpoint's dtype is bfloat16, this run's float32"
+    assert "start from its weights" in error.remedy
 
 
 def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
@@ -237,7 +253,8 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
             partial(what_is_loaded_wrong_is_noticed, stage=stage),
         )
     found["damage"] = (alone, damage_is_named_before_anything_is_loaded)
-    found["another_layout"] = ((1,), another_layout_is_refused)
+    found["another_layout"] = (both, another_layout_goes_on)
+    found["another_network"] = ((1,), another_network_is_refused)
     return found
 
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ds_llama.checkpoint import averages
 from ds_llama.checkpoint import state as states
+from ds_llama.checkpoint.reader import Reader
 from ds_llama.commit.verify import require_whole
 from ds_llama.config.model import LlamaConfig
+from ds_llama.errors import CheckpointError
 from ds_llama.weights import skeleton
 from ds_llama.weights.tensorfile import Spec
 from ds_llama.weights.write import MAX_SHARD_BYTES, write_folder
+from ds_llama.zero.ema import KEY
+from ds_llama.zero.pieces import MASTER
 
 
 def export_step(
@@ -32,16 +34,16 @@ def export_step(
 
     dtype: the run's training dtype by default; fp32 gives the master weights themselves.
     ema: the averaged weights instead.
-    tokenizer: the run's own by default, if it is still there. Holds the master weights of the whole
-    model. Nothing is unpickled before every file's size and hash are the manifest's. Raises
-    CheckpointError for a damaged checkpoint or one without an average, ModelError when it is no
-    LLaMA.
+    tokenizer: the run's own by default, if it is still there. Holds one tensor at a time, in fp32
+    and as it is written. Nothing is unpickled before every file's size and hash are the manifest's.
+    Raises CheckpointError for a damaged checkpoint or one without an average, ModelError when it is
+    no LLaMA.
     """
     folder = Path(checkpoint)
     require_whole(folder)
     state = states.read(folder)
     config = LlamaConfig.from_hf(state["model"])
-    masters = averages.read(folder, state) if ema else read_masters(folder, state["stage"])
+    masters = weights_of(folder, state, ema=ema)
     specs = skeleton.specs_of(config, dtype or getattr(torch, state["dtype"]))
     shapes = {name: tuple(tensor.shape) for name, tensor in masters.items()}
     skeleton.require_same(specs, shapes, folder)
@@ -52,25 +54,40 @@ def export_step(
     )
 
 
-def read_masters(folder: Path, stage: int) -> dict[str, Any]:
-    """fp32 master weights by name, from DeepSpeed's files of any stage and world size.
+@dataclass(frozen=True)
+class Lazy:
+    """A tensor of a step folder that is read only when it is asked for."""
 
-    A value has `shape`, and `contiguous()` that gives the tensor: at stage 3 it is put together
-    only then. Unpickles: verify the folder first.
+    reader: Reader
+    name: str
+    kind: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the module has it."""
+        return self.reader.shapes[self.name]
+
+    def contiguous(self) -> torch.Tensor:
+        """The tensor, on the CPU, in the dtype in which it is saved."""
+        return self.reader.whole(self.name, self.kind)
+
+
+def weights_of(folder: Path, state: Mapping[str, Any], *, ema: bool = False) -> dict[str, Lazy]:
+    """Master weights by name, or their averages; of any stage and world size. Verify the folder
+    first.
+
+    state: the folder's state.json. Raises CheckpointError when it has no averages.
     """
-    if stage == 0:
-        file = folder / "mp_rank_00_model_states.pt"
-        found = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
-        return dict(found["module"])
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    # It reports its progress on stdout, where --json wants one document and nothing else.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return dict(
-            get_fp32_state_dict_from_zero_checkpoint(
-                str(folder.parent), tag=folder.name, lazy_mode=True
-            )
+    reader = Reader(folder, state)
+    kinds = {name: reader.kinds(name) for name in reader.shapes}
+    if ema and not any(KEY in found for found in kinds.values()):
+        raise CheckpointError(
+            "the checkpoint holds no averaged weights",
+            where=str(folder),
+            remedy='leave --ema out, or train with "ema": {"decay": 0.999} first',
         )
+    # Frozen weights have no average.
+    return {n: Lazy(reader, n, KEY if ema and KEY in kinds[n] else MASTER) for n in reader.shapes}
 
 
 def _in_order(

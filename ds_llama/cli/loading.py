@@ -47,7 +47,7 @@ def step_with_average(path: Path) -> Path:
 def _read_step(folder: Path, *, ema: bool) -> Step:
     import torch
 
-    from ds_llama.checkpoint import averages, offline, state
+    from ds_llama.checkpoint import offline, state
     from ds_llama.commit.verify import require_whole
     from ds_llama.config.model import LlamaConfig
     from ds_llama.evals.load import Step
@@ -56,10 +56,9 @@ def _read_step(folder: Path, *, ema: bool) -> Step:
     require_whole(folder)
     saved = state.read(folder)
     tokenizer = saved["run"]["data"]["tokenizer"]
-    stage = saved["stage"]
     return Step(
         LlamaConfig.from_hf(saved["model"]),
-        averages.read(folder, saved) if ema else offline.read_masters(folder, stage),
+        offline.weights_of(folder, saved, ema=ema),
         getattr(torch, saved["dtype"]),
         Path(tokenizer) if tokenizer else None,
     )

@@ -29,6 +29,7 @@ from ds_llama.zero import world
 from ds_llama.zero.pieces import pieces
 from ds_llama.zero.register import register
 from ds_llama.zero.step import take_step
+from tests.campaigns import resume_anywhere
 from tests.distributed.runs import global_batch, make_run, split
 
 MICRO = 2
@@ -200,6 +201,26 @@ def another_layout_goes_on(folder: Path) -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-3, err_msg=f"{source} {target}")
 
 
+def saved_for_other_worlds(folder: Path) -> None:
+    resume_anywhere.saved(_shared(folder), "bf16", world.world_size(), short=True)
+
+
+def other_worlds_are_taken_up(folder: Path) -> None:
+    """The short form of `tests.campaigns.resume_anywhere`: what this and smaller worlds saved."""
+    rows = list(resume_anywhere.take_up(_shared(folder), "bf16", True, world.world_size()))
+    worlds = {row["from"][0] for row in rows}
+    assert worlds >= {1}, "run the cells of world 1 in the same folder before"
+    wrong = [text for row in rows if (text := resume_anywhere.failed(row)) is not None]
+    assert not wrong, resume_anywhere.table(rows)
+
+
+def _shared(folder: Path) -> Path:
+    """One folder for the launches of all worlds."""
+    shared = folder.parents[1] / "saved"
+    shared.mkdir(exist_ok=True)
+    return shared
+
+
 def another_network_is_refused(folder: Path) -> None:
     engine = engine_for(folder, stage=2, precision="bf16")
     train(engine, 1, 1)
@@ -253,7 +274,9 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
             partial(what_is_loaded_wrong_is_noticed, stage=stage),
         )
     found["damage"] = (alone, damage_is_named_before_anything_is_loaded)
-    found["another_layout"] = (both, another_layout_goes_on)
+    found["another_layout"] = (alone, another_layout_goes_on)
+    found["worlds-saved"] = ((1, 2), saved_for_other_worlds)
+    found["worlds-taken_up"] = ((2, 4), other_worlds_are_taken_up)
     found["another_network"] = ((1,), another_network_is_refused)
     return found
 

@@ -20,7 +20,7 @@ step ruff format --check .
 step ruff check .
 step mypy
 # Before pytest, so that no test's time limit has a compiler in it.
-step python -m ds_llama.launcher.ops cpu_adam async_io
+step python -m ds_llama.launcher.ops cpu_adam fused_adam async_io
 if (($#)); then
     step pytest --durations=15 "$@"
     exit

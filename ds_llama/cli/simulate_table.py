@@ -14,26 +14,29 @@ if TYPE_CHECKING:
 def show(found: Simulation, label: str | None = None) -> None:
     """Print one simulation."""
     from rich.console import Console
+    from rich.padding import Padding
 
     console = Console()
-    console.print(_phases(found, label))
+    console.print(_phases(found, label, console.width))
     for line in _lines(found):
-        console.print(line, highlight=False)
+        inset = len(line) - len(line.lstrip())
+        console.print(Padding.indent(line.lstrip(), inset), highlight=False)
     console.print()
 
 
-def _phases(found: Simulation, label: str | None) -> Any:
+def _phases(found: Simulation, label: str | None, width: int) -> Any:
     from rich import box
     from rich.table import Table
 
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
         title=f"{format_count(found.parameters)} parameters, {label or f'stage {found.stage}'}, "
         f"rank {found.rank} of {found.world_size}",
         title_justify="left",
     )
-    places = ["total"] if found.device == "cpu" else ["device", "host", "total"]
+    places = ["total"] if found.device == "cpu" else ["device", "host", "total"][: 2 + (width > 72)]
     table.add_column("phase", no_wrap=True)
     for place in places:
         table.add_column(f"{place} end", justify="right")
@@ -62,7 +65,9 @@ def _lines(found: Simulation) -> Iterator[str]:
     moved, paper = found.moved, found.theory
     sent = [f"{kind} {format_bytes(size)}" for kind, size in moved["collectives"].items()]
     yield f"collectives of a step: {', '.join(sent) or 'none'}"
-    if sent:
+    if sent and found.world_size == 1:
+        yield "  one rank: what is called stays on it, and nothing is sent"
+    elif sent:
         yield (
             f"  {paper['measured_volumes']:g} parameter volumes, an all_reduce counted twice; "
             f"the ZeRO paper has {paper['paper_volumes']}"

@@ -9,6 +9,7 @@ that people have, `simulator.picture` draws it. Its clock counts changes, not se
 
 from __future__ import annotations
 
+import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,7 +155,8 @@ def _stacks(tracebacks: Sequence[Any]) -> tuple[list[tuple[Frame, ...]], list[in
 
 
 # Whose lines say nothing of why a tensor was made: torch's dispatch, who counts, who starts.
-_SILENT = ("ds_llama/measure/", "ds_llama/simulator/", "torch/", "multiprocessing/", "<frozen")
+_SILENT = ("ds_llama/measure/", "ds_llama/simulator/", "torch/", "python/", "<frozen")
+_LIBRARY = PurePath(sysconfig.get_path("stdlib"))
 
 
 def _told(frames: Iterable[Mapping[str, Any]]) -> tuple[Frame, ...]:
@@ -171,4 +173,6 @@ def _short(filename: str) -> str:
         if root in parts:
             at = len(parts) - 1 - parts[::-1].index(root)
             return "/".join(parts[at + (root == "site-packages") :])
+    if PurePath(filename).is_relative_to(_LIBRARY):
+        return f"python/{PurePath(filename).relative_to(_LIBRARY)}"
     return filename

@@ -31,6 +31,7 @@ KEPT = (
     "(stage3_max_live_parameters, stage3_param_persistence_threshold)"
 )
 MORE = "weights are gathered more than twice: for recomputation, or after the update"
+ONE_RANK = "one rank sends nothing; what DeepSpeed calls is copied in place, or not called"
 PADDING = "padding to a multiple of the world, and what is sent whole or not at all"
 
 
@@ -70,15 +71,19 @@ def beside(moved: Sent, resolved: Resolved) -> Beside:
         parameters=resolved.model.num_parameters,
         item_bytes=_item_bytes(resolved.dtype),
         micro_batches=resolved.accumulation_steps,
+        ranks=resolved.world_size,
     )
 
 
 def compared(
-    moved: Sent, *, stage: int, parameters: int, item_bytes: int, micro_batches: int
+    moved: Sent, *, stage: int, parameters: int, item_bytes: int, micro_batches: int, ranks: int = 2
 ) -> Beside:
     """The same of plain numbers; item_bytes: of an element of the training dtype."""
     unit = parameters * item_bytes
     paper = 3 * unit if stage == 3 else 2 * unit
+    if ranks == 1:
+        gaps_of_one = {ONE_RANK: moved.volume_bytes - paper}
+        return Beside(moved.volume_bytes, paper, unit, {k: n for k, n in gaps_of_one.items() if n})
     gathered = {k: n for k, n in moved.elements.items() if k[0] in _GATHERS}
     reduced = {k: n for k, n in moved.elements.items() if k[0] not in _GATHERS}
     both = 2 if stage == 0 else 1  # an all-reduce is the paper's two volumes there

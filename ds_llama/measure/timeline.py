@@ -16,6 +16,7 @@ from typing import Any
 
 from ds_llama.measure.film import Event, Film
 from ds_llama.measure.phases import CATEGORIES
+from ds_llama.units import format_bytes
 
 _PIDS = {"device": 1, "host": 2}
 _PHASES = 3
@@ -39,6 +40,8 @@ def _names() -> Iterator[dict[str, Any]]:
         yield {"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": name}}
         order_of = {"sort_index": order}
         yield {"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": order_of}
+        track = {"name": "phases" if pid == _PHASES else "largest storages"}
+        yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": 1, "args": track}
 
 
 def _phases(film: Film) -> Iterator[dict[str, Any]]:
@@ -81,7 +84,7 @@ def _lives(film: Film) -> Iterator[dict[str, Any]]:
         stack = film.stacks[first.stack] if first.stack is not None else ()
         about = {
             "cat": first.category,
-            "name": f"{first.category} {size / 2**20:.4g} MiB",
+            "name": f"{first.category} {format_bytes(size)}",
             "id": storage,
             "pid": _PIDS[first.place],
             "tid": 1,

@@ -11,6 +11,7 @@ from ds_llama.errors import CallError
 from ds_llama.measure import snapshot, timeline
 from ds_llama.simulator import picture
 from ds_llama.simulator.result import Simulation
+from ds_llama.units import format_count
 
 
 @dataclass(frozen=True)
@@ -55,5 +56,7 @@ class Outputs:
             timeline.write(films[own], self.timeline)
         if self.picture is not None:
             one = found[own]
-            title = f"{one.parameters / 1e9:.3g}B parameters, rank {one.rank} of {one.world_size}"
+            title = (
+                f"{format_count(one.parameters)} parameters, rank {one.rank} of {one.world_size}"
+            )
             picture.draw(films, self.picture, title=title, gpu_memory_bytes=self.gpu_memory_bytes)

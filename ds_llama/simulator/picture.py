@@ -31,7 +31,7 @@ _COLOURS = {
     "other": "#999999",
 }
 _MOMENTS = 48  # a phase
-_GIB = 2**30
+_UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 _LEAST_HOST = 0.05  # of the device peak: less are batches, tables, blocks of initial values
 
 
@@ -61,10 +61,12 @@ def draw(
         axes = figure.subplots(len(places), len(runs), sharex=True, sharey="row", squeeze=False)
         for row, place in zip(axes, places, strict=True):
             line = gpu_memory_bytes if place == "device" else None
+            highest = max([_bytes(place, moments) for moments in runs.values()] + [line or 0])
+            unit = next((name for name, size in _UNITS.items() if highest >= size), "KiB")
             for number, (axis, moments) in enumerate(zip(row, runs.values(), strict=True)):
-                _panel(axis, [moment[place] for moment in moments], line, named=number == 0)
-            row[0].set_ylabel(f"{place}, GiB")
-            _room_above(row[0], place, runs, line)
+                _panel(axis, [moment[place] for moment in moments], unit, line, named=number == 0)
+            row[0].set_ylabel(f"{place}, {unit}")
+            row[0].set_ylim(0, max(highest, 1) / _UNITS[unit] * 1.12)
         for axis, label in zip(axes[0], runs, strict=True):
             axis.set_title(label, fontsize=10)
         _finish(figure, axes, title)
@@ -91,15 +93,18 @@ def _worth_showing(place: str, runs: Mapping[str, Sequence[Moment]]) -> bool:
     return place == "device" or any(_bytes(place, runs[label]) > least[label] for label in runs)
 
 
-def _panel(axis: Axes, splits: Sequence[Any], line_bytes: int | None, *, named: bool) -> None:
+def _panel(
+    axis: Axes, splits: Sequence[Any], unit: str, line_bytes: int | None, *, named: bool
+) -> None:
+    size = _UNITS[unit]
     axis.stackplot(
         range(len(splits)),
-        [[split[category] / _GIB for split in splits] for category in CATEGORIES],
+        [[split[category] / size for split in splits] for category in CATEGORIES],
         colors=[_COLOURS[category] for category in CATEGORIES],
         labels=CATEGORIES,
         linewidth=0,
     )
-    totals = [sum(split.values()) / _GIB for split in splits]
+    totals = [sum(split.values()) / size for split in splits]
     top = max(totals)
     axis.annotate(
         f"{top:.3g}" if top < 100 else f"{top:.0f}",
@@ -114,11 +119,11 @@ def _panel(axis: Axes, splits: Sequence[Any], line_bytes: int | None, *, named: 
     for edge in range(1, len(PHASES)):
         axis.axvline(edge * _MOMENTS, color="black", linewidth=0.4, alpha=0.35)
     if line_bytes is not None:
-        axis.axhline(line_bytes / _GIB, color="black", linewidth=1, linestyle="--")
+        axis.axhline(line_bytes / size, color="black", linewidth=1, linestyle="--")
         if named:
             axis.annotate(
-                f"{line_bytes / _GIB:g} GiB GPU",
-                (2, line_bytes / _GIB),
+                f"{line_bytes / _UNITS['GiB']:g} GiB GPU",
+                (2, line_bytes / size),
                 xytext=(0, 2),
                 textcoords="offset points",
                 fontsize=8,
@@ -130,13 +135,6 @@ def _panel(axis: Axes, splits: Sequence[Any], line_bytes: int | None, *, named: 
     axis.spines[["top", "right"]].set_visible(False)
     for label in axis.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
-
-
-def _room_above(
-    axis: Axes, place: str, runs: Mapping[str, Sequence[Moment]], line_bytes: int | None
-) -> None:
-    highest = max([_bytes(place, moments) for moments in runs.values()] + [line_bytes or 0])
-    axis.set_ylim(0, max(highest, 1) / _GIB * 1.12)
 
 
 def _finish(figure: Any, axes: Any, title: str) -> None:

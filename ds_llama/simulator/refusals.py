@@ -28,6 +28,17 @@ _REFUSED = (
 )
 
 
+# Compiled or foreign optimizers of the DeepSpeed JSON that no test holds a stand-in to. Those of
+# torch and of a run's `optimizer` section need none: their own Python is what runs.
+_UNHELD = {
+    "adagrad": "is a compiled op on the host",
+    "lamb": "is a compiled op",
+    "lion": "is a compiled op",
+    **dict.fromkeys(("muadam", "muadamw", "musgd"), "comes from the package mup"),
+}
+_OWN = {"adagrad": "Adagrad", "lion": "Lion"}
+
+
 def check(resolved: Resolved) -> None:
     """ConfigError that names the first key of the DeepSpeed JSON which the simulator cannot do."""
     for key, why in _REFUSED:
@@ -37,6 +48,14 @@ def check(resolved: Resolved) -> None:
                 where=f"{resolved.run.deepspeed_path}:{key}",
                 remedy="simulate the run without it; what it saves is then not in the numbers",
             )
+    kind = str(_get(resolved.deepspeed, "optimizer.type"))
+    if kind.lower() in _UNHELD:
+        own = _OWN.get(kind.lower(), "AdamW")
+        raise ConfigError(
+            f"DeepSpeed's {kind} {_UNHELD[kind.lower()]}, and what it holds cannot be simulated",
+            where=f"{resolved.run.deepspeed_path}:optimizer.type",
+            remedy=f'write "optimizer": {{"type": "{own}"}} in the run instead, which needs no op',
+        )
 
 
 def _get(tree: Any, key: str) -> Any:

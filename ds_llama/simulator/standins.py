@@ -3,7 +3,8 @@
 The Python around an op (`DeepSpeedCPUAdam`, `FusedAdam`, the swappers) is DeepSpeed's own and makes
 its state itself. A stand-in has the op's functions, allocates what they give back, and computes
 nothing. That the ops allocate nothing else is held by a test that runs the real `cpu_adam`,
-`async_io` and torch's own fused AdamW under accounting beside their stand-ins.
+`fused_adam`, `async_io` and torch's own fused AdamW under accounting beside their stand-ins; an op
+that no test holds has none, and `refusals` says so.
 """
 
 from __future__ import annotations
@@ -95,21 +96,11 @@ def _nothing(*_: Any, **__: Any) -> int:
     return 0
 
 
-def _lamb_coefficient(*_: Any, **__: Any) -> torch.Tensor:
-    return torch.empty(1, device="sim")
-
-
 OPS: Mapping[str, Any] = {
     "cpu_adam": SimpleNamespace(
         create_adam=_nothing, destroy_adam=_nothing, adam_update=_nothing, adam_rollback=_nothing
     ),
-    "cpu_adagrad": SimpleNamespace(
-        create_adagrad=_nothing, destroy_adagrad=_nothing, adagrad_update=_nothing
-    ),
-    "cpu_lion": SimpleNamespace(create_lion=_nothing, destroy_lion=_nothing, lion_update=_nothing),
     "fused_adam": SimpleNamespace(multi_tensor_adam=_nothing),
-    "fused_lion": SimpleNamespace(multi_tensor_lion=_nothing),
-    "fused_lamb": SimpleNamespace(lamb=_lamb_coefficient),
     "async_io": SimpleNamespace(aio_handle=AioHandle),
     "pin_memory": SimpleNamespace(),  # loaded before async_io, which shares its list
 }

@@ -184,7 +184,7 @@ def test_the_timeline_keeps_the_trace_event_format(
     for event in trace["traceEvents"]:
         assert {"ph", "name", "pid", "tid"} <= event.keys()
         if event["ph"] == "M":
-            assert event["name"] in ("process_name", "process_sort_index")
+            assert event["name"] in ("process_name", "process_sort_index", "thread_name")
         elif event["ph"] in "be":
             assert {"id", "cat", "ts"} <= event.keys()
             lives.setdefault(event["id"], []).append(event)

@@ -75,3 +75,10 @@ def test_the_gaps_are_the_whole_difference(stage: int, batches: int, elements: E
         moved(elements), stage=stage, parameters=P, item_bytes=2, micro_batches=batches
     )
     assert found.paper_bytes + sum(found.gaps.values()) == found.measured_bytes
+
+
+def test_one_rank_sends_nothing() -> None:
+    found = compared(
+        moved({REDUCED: P}), stage=3, parameters=P, item_bytes=2, micro_batches=1, ranks=1
+    )
+    assert found.gaps == {theory.ONE_RANK: -4 * P}

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from deepspeed.ops.adam import DeepSpeedCPUAdam
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -103,6 +103,10 @@ def _fused_adamw(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, fused=True)
 
 
+def _fused_adam(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+    return FusedAdam(parameters)
+
+
 def _forgetful_adam(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, momentum=0.9)
 
@@ -110,6 +114,11 @@ def _forgetful_adam(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
 @case
 def cpu_adam_real() -> Any:
     return _updates(_cpu_adam)
+
+
+@case
+def fused_adam_real() -> Any:
+    return _updates(_fused_adam)
 
 
 @case
@@ -126,6 +135,11 @@ def _fake(optimizer_of: Any) -> Any:
 @case
 def cpu_adam_stand_in() -> Any:
     return _fake(_cpu_adam)
+
+
+@case
+def fused_adam_stand_in() -> Any:
+    return _fake(_fused_adam)
 
 
 @case

@@ -54,6 +54,12 @@ def test_a_host_that_holds_next_to_nothing_is_not_shown(tmp_path: Path) -> None:
     assert "host, GiB" not in drawn(tmp_path / "a.svg", SMALL)
 
 
+def test_a_small_model_is_drawn_in_a_smaller_unit(tmp_path: Path) -> None:
+    text = drawn(tmp_path / "a.svg", film(3 << 20, 1 << 20))
+    assert "device, MiB" in text
+    assert ">4</text>" in text
+
+
 def test_a_png_is_a_png(tmp_path: Path) -> None:
     picture.draw({"one": SMALL}, tmp_path / "a.png")
     height, width, _ = matplotlib.image.imread(tmp_path / "a.png").shape
@@ -113,6 +119,15 @@ def test_a_run_in_fp32_is_as_it_is_at_every_stage() -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
+def replayed_peak(trace: list[dict[str, Any]]) -> int:
+    """Most bytes at once, by the allocator's events alone."""
+    now = peak = 0
+    for event in trace:
+        now += {"alloc": 1, "free_completed": -1}.get(event["action"], 0) * event["size"]
+        peak = max(peak, now)
+    return peak
+
+
 def test_the_command_writes_them_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run.json"
     zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
@@ -131,6 +146,14 @@ def test_the_command_writes_them_all(tmp_path: Path, capsys: pytest.CaptureFixtu
     stacks = [event["frames"] for event in snapshot["device_traces"][1] if event["frames"]]
     lines = {(frame["filename"], frame["name"]) for stack in stacks for frame in stack}
     assert any(name.startswith("deepspeed/runtime/zero/") for name, _ in lines)
+    assert not any(name.startswith("/") for name, _ in lines)
+    assert replayed_peak(snapshot["device_traces"][0]) == found["peak"]["device_bytes"]
+    # A film has what is between phases too, such as batches that are being made.
+    assert replayed_peak(snapshot["device_traces"][1]) >= found["peak"]["host_bytes"]
+    told = [e for trace in snapshot["device_traces"] for e in trace[1:]]
+    assert all(event["frames"] for event in told)
+    # 7B has five times as many events; their stacks are shared, and so are a few megabytes.
+    assert files["pickle"].stat().st_size < 150 * len(told)
     counters = [e for e in json.loads(files["json"].read_text())["traceEvents"] if e["ph"] == "C"]
     totals = [e["args"]["bytes"] for e in counters if (e["pid"], e["name"]) == (1, "total")]
-    assert max(totals) >= max(peaks.values())
+    assert max(totals) == found["peak"]["device_bytes"] == max(peaks.values())

@@ -126,6 +126,26 @@ def test_the_others_are_refused_with_their_reason(name: str) -> None:
     assert Path(str(find(name))).name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "says", "own"),
+    [
+        ("Lion", "Lion is a compiled op", "Lion"),
+        ("Adagrad", "Adagrad is a compiled op on the host", "Adagrad"),
+        ("MuAdam", "MuAdam comes from the package mup", "AdamW"),
+    ],
+)
+def test_an_optimizer_that_no_test_holds_is_refused(kind: str, says: str, own: str) -> None:
+    deepspeed = {
+        "optimizer": {"type": kind, "params": {"lr": 1e-3}},
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    with pytest.raises(ConfigError, match=says) as caught:
+        resolved(Request(load_run(tree(deepspeed=deepspeed)), N))
+    assert "optimizer.type" in str(caught.value)
+    assert f'"optimizer": {{"type": "{own}"}}' in str(caught.value)
+
+
 def test_weights_are_not_read(outcomes: dict[str, Outcome]) -> None:
     assert simulation(outcomes["pretrained"]).rank == N - 1
 

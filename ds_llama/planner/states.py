@@ -14,7 +14,6 @@ S' counts every weight that the partition has a part of whole, g is the bytes of
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cached_property
 
 from ds_llama.planner.gradients import is_bf16_optimizer, shares
@@ -179,9 +178,11 @@ class States:
         # More and more is held: of weights of one size the last one makes the highest peak.
         last = {weight.elements: index for index, weight in enumerate(order)}
         for index, weight in enumerate(order):
-            peaks = last[weight.elements] == index
-            ledger.peek(_OTHER, whole * weight.elements * peaks)
-            with ledger.held(_OTHER, e * weight.elements) if peaks else nullcontext():
+            if last[weight.elements] != index:
+                self._slice(weight)
+                continue
+            ledger.peek(_OTHER, whole * weight.elements)
+            with ledger.held(_OTHER, e * weight.elements):
                 if index < len(settings.weights):
                     self._slice(weight)
         copies = e * sum(settings.copies.values())

@@ -15,6 +15,7 @@ import pytest
 
 from ds_llama.planner import activations
 from ds_llama.planner.flat import FlatReducer
+from ds_llama.planner.sharded import ShardedReducer
 from ds_llama.planner.walk import Walk
 
 ROOT = Path(__file__).parents[3]
@@ -59,6 +60,13 @@ def test_a_simulation_of_now_is_predicted(script: ModuleType) -> None:
         assert isinstance(peaks, dict), peaks
         row = script.row_of(cell, peaks)
         assert script.worst(row) <= script.BOUND, row
+
+
+def test_gradients_that_wait_to_be_swapped_are_seen(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ShardedReducer, "_written", lambda *_: True)
+    assert any(abs(row["error"]) > script.MATRIX_BOUND for row in script.matrix_rows())
 
 
 def _nothing(*_: Any) -> None:

@@ -170,6 +170,8 @@ def main() -> None:
         measure_all(chosen.rank, chosen.only)
         return
     if chosen.source:
+        if not chosen.source.is_file():
+            parser.error(f"--from {chosen.source}: there is no such file")
         wanted = {cell.name for cell in cells(chosen.only)}
         rows = json.loads(chosen.source.read_text())["rows"]
         rows = [row for row in rows if row["cell"] in wanted]

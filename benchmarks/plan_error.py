@@ -306,6 +306,8 @@ def main() -> int:
     parser.add_argument("--from", dest="source", type=Path)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
+    if arguments.source is not None and not arguments.source.is_file():
+        parser.error(f"--from {arguments.source}: there is no such file")
     source = arguments.source or arguments.out
     known = json.loads(source.read_text())["rows"] if source.exists() else []
     peaks = {Cell(**row["cell"]): row["simulated"] for row in known}

@@ -21,6 +21,7 @@ import statistics
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -302,43 +303,48 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--random", type=int, metavar="N", help="this many cells at random instead")
+    parser.add_argument("--seed", type=int, default=3, help="of --random")
     parser.add_argument("--again", action="store_true", help="simulate what FILE has too")
     parser.add_argument("--from", dest="source", type=Path)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.source is not None and not arguments.source.is_file():
         parser.error(f"--from {arguments.source}: there is no such file")
-    source = arguments.source or arguments.out
-    known = json.loads(source.read_text())["rows"] if source.exists() else []
-    peaks = {Cell(**row["cell"]): row["simulated"] for row in known}
+    out = arguments.out or (RANDOM if arguments.random else RESULT)
+    source = arguments.source or out
+    known = json.loads(source.read_text()) if source.exists() else {"rows": [], "refused": {}}
+    peaks = {Cell(**row["cell"]): row["simulated"] for row in known["rows"]}
+    refused = dict(known["refused"])
     cells = list(QUICK) if arguments.quick else sample()
     cells += large() if arguments.full else []
+    if arguments.random:
+        cells = list(islice(drawn(arguments.seed), arguments.random))
     if arguments.source is not None:
         cells = list(peaks)
-    refused = {}
-    for cell, outcome in simulated([c for c in cells if arguments.again or c not in peaks]):
-        if isinstance(outcome, dict):
-            peaks[cell] = outcome
-            print(f"{worst(row_of(cell, outcome)):8.2%}  {cell}", flush=True)
-        else:
-            refused[str(cell)] = outcome
-            print(f"   none  {cell}: {outcome}", flush=True)
-        _write(arguments.out, peaks, refused)
-    rows, matrix = _write(arguments.out, peaks, refused)
+    new = [c for c in cells if arguments.again or not (c in peaks or str(c) in refused)]
+    try:
+        for cell, outcome in simulated(new):
+            if isinstance(outcome, dict):
+                peaks[cell] = outcome
+                print(f"{worst(row_of(cell, outcome)):8.2%}  {cell}", flush=True)
+            else:
+                refused[str(cell)] = outcome
+                print(f"   none  {cell}: {outcome}", flush=True)
+    finally:  # what was simulated is kept, however it ends
+        rows, matrix = _write(out, peaks, refused)
     print(printed(summary(rows, matrix)))
-    return int(any(worst(row) > BOUND for row in rows))
+    beyond = [row for row in rows if worst(row) > BOUND]
+    for row in beyond:
+        print(f"{worst(row):8.2%}  {Cell(**row['cell'])}")
+    return int(bool(beyond))
 
 
 def _write(
     out: Path, peaks: dict[Cell, dict[str, int]], refused: dict[str, str]
 ) -> tuple[list[Row], list[Row]]:
-    rows = []
-    for cell, found in peaks.items():
-        try:
-            rows.append(row_of(cell, found))
-        except DsLlamaError as error:
-            refused[str(cell)] = str(error)
-    matrix = matrix_rows() if MATRIX.exists() else []
+    rows = [row_of(cell, found) for cell, found in peaks.items()]
+    matrix = matrix_rows() if out.name != RANDOM.name and MATRIX.exists() else []
     content = {
         "versions": versions(),
         "summary": summary(rows, matrix),

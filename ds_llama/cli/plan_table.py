@@ -162,6 +162,9 @@ def _notes(plan: Plan, rows: Sequence[Strategy], unit: str, dropped: Sequence[st
         lines.append(f"{hidden} strategies fit without recomputation; with it: --all")
     if dropped:
         lines.append(f"no room for {', '.join(dropped)}: a wider terminal, or --json")
+    unplayed = dict.fromkeys(what for row in rows for what in row.memory.unplayed)
+    if unplayed:
+        lines.append(f"not in the numbers: what {' and '.join(unplayed)} needs or saves")
     refused = [each for each in plan.refused if not each.name.endswith(RECOMPUTE)]
     return [*lines, *[f"{each.name} left out: {each.reason.split(':')[0]}" for each in refused]]
 

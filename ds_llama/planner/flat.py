@@ -44,7 +44,7 @@ class FlatReducer(Reducer):
 
     def begin(self, *, first: bool, boundary: bool) -> None:
         super().begin(first=first, boundary=boundary)
-        self.fresh = True
+        self.fresh, self.previous = True, 0
 
     def ready(self, weight: Weight) -> None:
         if self.bucket == 0 and self.settings.contiguous:
@@ -121,6 +121,8 @@ class FlatReducer(Reducer):
         settings = self.settings
         if self.compact and not self.partition and any(w.name in self.own for w in self.pending):
             self._hold_partition(4 * sum(shares(settings)))
+        self._free_whole(self.previous)
+        self.previous = 0
         self._average()
         for weight in self.pending:
             alone = weight.elements > settings.bucket or not settings.contiguous
@@ -128,7 +130,10 @@ class FlatReducer(Reducer):
                 if settings.contiguous:
                     self._copy(weight)
             elif alone and settings.stage == 2:
-                self._free_whole(self.width * weight.elements)
+                if settings.contiguous or not settings.overlap:
+                    self._free_whole(self.width * weight.elements)
+                else:  # cleared when the next are reduced, :2395
+                    self.previous += self.width * weight.elements
         self.pending, self.elements = [], 0
 
     def _average(self) -> None:

@@ -40,6 +40,7 @@ class Memory:
     the last three of any step after the first.
 
     `device_steady` is what stays between two steps. Pinned bytes are part of the host's.
+    `unplayed`: what the run has that is not in any of these numbers.
     """
 
     device_peak: Terms
@@ -50,6 +51,7 @@ class Memory:
     host_pinned_bytes: int
     nvme_bytes: int
     total_peak_bytes: int
+    unplayed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -61,6 +63,7 @@ class Memory:
             "host_pinned_bytes": self.host_pinned_bytes,
             "nvme_bytes": self.nvme_bytes,
             "total_peak_bytes": self.total_peak_bytes,
+            "unplayed": list(self.unplayed),
         }
 
 
@@ -140,4 +143,5 @@ def _summed(ledger: Ledger, states: States) -> Memory:
         host_pinned_bytes=ledger.pinned,
         nvme_bytes=states.nvme_bytes,
         total_peak_bytes=max(each.total.peak.total for each in every),
+        unplayed=states.settings.unplayed,
     )

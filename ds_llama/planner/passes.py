@@ -8,6 +8,7 @@ the stage's reducer (planner/gradients.py) one by one, for buckets do not end wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from ds_llama.planner.gathers import Visit, Window, recomputed
 from ds_llama.planner.gradients import Reducer
@@ -36,10 +37,17 @@ class Passes:
         # The last weight waits for `finish`: it is the embedding's, whose input has no gradient.
         self.after = windows[-1].after if windows else 0
         self.windows = [*windows[:-1], *(last._replace(after=last.during) for last in windows[-1:])]
-        self.later, self.copies = self.windows, 0  # later: from the second micro-batch on
+        self.later, self.copies, self.pinning = (
+            self.windows,
+            0,
+            0,
+        )  # later: from the second micro-batch on
         if settings.copies:
             self.later = [window._replace(copies=0) for window in self.windows]
-            self.copies = settings.width * sum(window.copies for window in self.windows)
+            made = [settings.width * window.copies for window in self.windows]
+            self.copies = sum(made)
+            pinned = [every + one for every, one in zip(accumulate(made), made, strict=True)]
+            self.pinning = max(pinned) - self.copies if settings.pinned("param") else 0
         self.params_on_host = settings.resolved.offload_param is not None
         if self.params_on_host:
             self.windows = self.later  # where the slices are, the copies are: all at once, here
@@ -57,6 +65,7 @@ class Passes:
         self.ledger.hold(_ACTIVATIONS, 16 * self.settings.tokens)  # ids and labels, int64
         if self.first and self.params_on_host:
             self.ledger.hold(_PARAMETERS, self.copies, host=True)
+            self.ledger.peek("other", self.pinning, host=True)
         self._play(self.sections[: self.split])
 
     def backward(self) -> None:

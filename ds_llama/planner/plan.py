@@ -105,6 +105,7 @@ class Strategy:
                 "rank_peak_bytes": self.memory.host_peak_bytes,
             },
             "nvme_bytes": self.nvme_bytes,
+            "unplayed": list(self.memory.unplayed),
             "traffic": {**self.traffic.to_dict(), "moved_bytes": self.moved_bytes},
             "time": None if self.time is None else self.time.to_dict(),
             "tokens_per_s": self.tokens_per_s,

@@ -8,12 +8,20 @@ from typing import Any
 
 from ds_llama.config.model import LlamaConfig
 from ds_llama.config.resolve import Resolved
+from ds_llama.config.rules import Context
 from ds_llama.config.run import RecomputeConfig
 from ds_llama.planner import gathers
 from ds_llama.planner.traffic import element_bytes, limits
 
 # Bytes of an optimizer's moments for each fp32 element of the masters.
-_MOMENTS = {"SGD": 4, "Lion": 4, "Adagrad": 4, "Muon": 4}
+_MOMENTS = {"SGD": 4, "Lion": 4, "Adagrad": 4}
+
+# What holds or saves memory of its own that is not played; keys of the DeepSpeed JSON.
+_UNPLAYED = (
+    *("zero_optimization.zenflow", "zero_optimization.offload_optimizer.super_offload"),
+    *("zero_optimization.zero_quantized_weights", "zero_optimization.zero_quantized_gradients"),
+    *("zero_optimization.zero_quantized_nontrainable_weights", "compile.deepcompile"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,27 @@ class Settings:
     @cached_property
     def zero(self) -> dict[str, Any]:
         return dict(self.resolved.deepspeed["zero_optimization"])
+
+    @cached_property
+    def unplayed(self) -> tuple[str, ...]:
+        """What the run has that a plan's memory leaves out."""
+        context = Context(self.resolved.deepspeed)
+        found = [key for key in _UNPLAYED if context.get(key)]
+        if self.muon:  # gathers whole gradients and momenta to orthogonalise them (stage3.py:2640)
+            found.append("Muon's update")
+        return tuple(found)
+
+    @cached_property
+    def muon(self) -> int:
+        """Elements of this rank's part of what Muon updates, the matrices of the blocks; it keeps
+        one moment of them."""
+        section = self.resolved.run.optimizer
+        if section is None or section.type != "Muon":
+            return 0
+        vectors = {"embed", "head"}
+        matrices = [w for w in self.weights if w.group == 0 and w.name not in vectors]
+        parts = self.ranks if self.stage else 1
+        return sum(padded(weight.elements, parts) // parts for weight in matrices)
 
     @cached_property
     def ranks(self) -> int:

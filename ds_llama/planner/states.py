@@ -63,9 +63,11 @@ class States:
         if settings.stage == 3:
             self.ledger.hold(_OPTIMIZER, width * sum(self._elements("device")))
             self.ledger.hold(_OPTIMIZER, width * sum(self._elements("host")), host=True)
+            self.ledger.free(_OPTIMIZER, 4 * settings.muon, host=settings.offloaded)
             return
         masters = self.total if settings.stage == 0 else sum(shares(settings))
-        self.ledger.hold(_OPTIMIZER, masters * width, host=settings.offloaded)
+        moments = masters * width - 4 * settings.muon
+        self.ledger.hold(_OPTIMIZER, moments, host=settings.offloaded)
 
     @property
     def nvme_bytes(self) -> int:

@@ -168,6 +168,38 @@ def test_an_offload_moves_states_to_the_host() -> None:
     assert nvme.phases["step"].host.now.optimizer < host.optimizer / 100
 
 
+def test_weights_below_the_threshold_stay_whole() -> None:
+    model = {"preset": "llama-3-8b", "num_hidden_layers": 2}
+    key = "deepspeed.zero_optimization.stage3_param_persistence_threshold"
+    some, more = (plan("zero3", model, f"{key}={limit}", world=8) for limit in (0, 4096 * 1024))
+    kept = 2 * 2 * 4096 * 1024 + 5 * 4096  # keys and values of both layers, and the norms
+    grown = more.device_steady.parameters - some.device_steady.parameters
+    assert grown == 2 * kept
+
+
+def test_muon_keeps_one_moment_of_the_blocks_matrices() -> None:
+    model = {"preset": "llama-2-7b", "num_hidden_layers": 2}
+    muon = ("optimizer.type=Muon", "deepspeed.gradient_clipping=0.0")
+    adamw, other = (plan("zero1", model, *more) for more in ((), muon))
+    matrices = 2 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    assert adamw.device_steady.optimizer - other.device_steady.optimizer == 4 * matrices / 4
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "what"),
+    [
+        ("zero3", (), []),
+        ("zero3_superoffload", (), ["zero_optimization.offload_optimizer.super_offload"]),
+        ("zero3_deepcompile", (), ["compile.deepcompile"]),
+        ("zero2", ("optimizer.type=Muon", "deepspeed.gradient_clipping=0.0"), ["Muon's update"]),
+    ],
+)
+def test_what_is_not_in_the_numbers_is_said(
+    name: str, overrides: tuple[str, ...], what: list[str]
+) -> None:
+    assert plan(name, {"preset": "tiny"}, *overrides).to_dict()["unplayed"] == what
+
+
 def test_weights_are_flattened_on_the_host_where_the_device_has_no_room() -> None:
     """DeepSpeed looks for room for a second copy, and makes it on the host if there is none."""
     model = {"preset": "llama-2-7b"}

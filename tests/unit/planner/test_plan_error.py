@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 import sys
@@ -52,6 +53,17 @@ def test_what_was_measured_is_predicted(script: ModuleType) -> None:
     found = script.matrix_rows()
     assert len(found) >= 56
     wrong = [row for row in found if abs(row["error"]) > script.MATRIX_BOUND]
+    assert not wrong, wrong
+
+
+def test_what_was_simulated_at_random_is_predicted(script: ModuleType) -> None:
+    """None of it was chosen: the same seed draws the same cells again."""
+    found = json.loads(script.RANDOM.read_text())
+    rows = [script.row_of(script.Cell(**row["cell"]), row["simulated"]) for row in found["rows"]]
+    drawn = itertools.islice(script.drawn(3), len(rows) + len(found["refused"]))
+    known = {script.Cell(**row["cell"]) for row in rows}
+    assert all(cell in known or str(cell) in found["refused"] for cell in drawn)
+    wrong = [row for row in rows if script.worst(row) > script.BOUND]
     assert not wrong, wrong
 
 

@@ -49,10 +49,12 @@ class ShardedReducer(Reducer):
     def first_update(self) -> None:
         """Sub-group by sub-group (:2873), swapped moments are made and go to NVMe; so do what waits
         of the sub-group's gradients."""
+        master = self.settings.master_width
         for group, waiting in zip(self.groups, self.waiting, strict=True):
             if group.place == "nvme":
                 moments = self.settings.moment_width * group.elements
-                self.ledger.peek(_OPTIMIZER, moments, host=True)
+                with self.ledger.held(_OPTIMIZER, moments, host=True):
+                    self.ledger.peek(_OTHER, 2 * master * group.joined, host=True)
             self.ledger.free(_GRADIENTS, waiting)
         self.ledger.hold(_GRADIENTS, sum(self.waiting))
 

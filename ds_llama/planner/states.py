@@ -290,10 +290,12 @@ class States:
         two more of each.
         """
         settings, ledger = self.settings, self.ledger
+        if settings.resolved.dtype == "float16":  # a flag for every element: is it finite? (:3013)
+            ledger.peek(_GRADIENTS, self.slices, host=settings.offloaded)
         if settings.offloaded:
-            ledger.peek(
-                _OTHER, 2 * settings.master_width * max(self._elements("device"), default=0)
-            )
+            for each in self.groups:
+                copies = 2 * settings.master_width * each.joined
+                ledger.peek(_OTHER, copies, host=each.place != "device")
             return
         largest = padded(settings.largest, settings.ranks) // settings.ranks
         ledger.peek(_OTHER, 8 * largest)

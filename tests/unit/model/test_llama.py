@@ -265,3 +265,21 @@ def test_inputs_that_do_not_fit(keywords: dict[str, Any], where: str, message: s
         build()(IDS, **keywords)
     assert caught.value.where == where
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("dtype", "grouped"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_grouped_heads_off_the_cpu_stay_grouped_in_half_precision_only(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, grouped: bool
+) -> None:
+    """In fp32 CUDA has no fused kernel for them, and the fallback holds T x S scores."""
+    asked = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Any, **kwargs: Any) -> Tensor:
+        asked.append(kwargs["enable_gqa"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    q, kv = (torch.empty(2, heads, 8, 16, dtype=dtype, device="meta") for heads in (4, 2))
+    assert attend(q, kv, kv, None).shape == q.shape
+    assert asked == [grouped]

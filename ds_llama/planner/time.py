@@ -58,6 +58,11 @@ _REACHED = Assumptions(
 )  # fmt: skip
 
 
+# Collectives of a few bytes in each step (the tokens of the global batch, its loss, the gradients'
+# norm): three all-reduces and an all-gather, as counted in steps of stages 1 and 3 on two ranks.
+_SMALL_CALLS = 4
+
+
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of one optimizer step, and what they are made of.
@@ -247,7 +252,7 @@ class _Model:
             network = _known(self.hardware.internode_bytes_per_s) * self.assumed.network
             link = min(link, network * self.per_node) if self.per_node > 1 else network
         latency = self.hardware.collective_latency_s or self.assumed.collective_latency_s
-        return self.ring(self.sent(), link) + latency * self.traffic.calls
+        return self.ring(self.sent(), link) + latency * (self.traffic.calls + _SMALL_CALLS)
 
     def ring(self, payload: float, link: float) -> float:
         world = self.resolved.world_size

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -55,3 +58,37 @@ def test_a_command_without_a_run_says_what_is_missing() -> None:
     with pytest.raises(CallError) as caught:
         command(Path("run.json"), out=Path("x"))
     assert caught.value.what == "--out says where --calibrate writes"
+
+
+def script() -> ModuleType:
+    path = Path(__file__).parents[3] / "benchmarks" / "calibrated_error.py"
+    spec = importlib.util.spec_from_file_location("calibrated_error", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["calibrated_error"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_comparison_without_a_profile_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "none.json")
+    monkeypatch.setattr(sys, "argv", ["calibrated_error.py", "--hardware", path])
+    with pytest.raises(SystemExit) as caught:
+        script().main()
+    assert caught.value.code == (
+        "error: no hardware profile there: No such file or directory\n"
+        f"where: {path}\nremedy: measure this machine: ds-llama plan --calibrate"
+    )
+
+
+def test_a_row_of_the_comparison(tmp_path: Path) -> None:
+    cell = ("tiny", 3, 2)
+    row = script().row_of(cell, hardware.find("h100"), [10.0, 30.0, 20.0], tmp_path)
+    assert (row.median, row.fastest) == (20.0, 30.0)
+    assert row.predicted / 30 - 1 == pytest.approx(row.error_of_fastest)
+    assert "tiny       stage 3 ranks 2: median       20 tokens/s" in str(row)
+    unknown = script().row_of(cell, hardware.find("t4"), [10.0], tmp_path)
+    assert str(unknown).endswith("predicted -: the profile lacks a figure for it")

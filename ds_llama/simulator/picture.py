@@ -143,7 +143,7 @@ def _finish(figure: Any, axes: Any, title: str) -> None:
         handles,
         labels,
         loc="lower center",
-        ncols=len(CATEGORIES),
+        ncols=len(CATEGORIES) if len(axes[0]) > 2 else len(CATEGORIES) // 2,
         frameon=False,
         handlelength=1,
         handleheight=1,
@@ -151,4 +151,4 @@ def _finish(figure: Any, axes: Any, title: str) -> None:
     )
     if title:
         figure.suptitle(title, fontsize=11)
-    figure.tight_layout(rect=(0, 0.05, 1, 1), w_pad=0.6, h_pad=0.8)
+    figure.tight_layout(rect=(0, 0.05 if len(axes[0]) > 2 else 0.12, 1, 1), w_pad=0.6, h_pad=0.8)

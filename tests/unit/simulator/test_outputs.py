@@ -60,6 +60,13 @@ def test_a_small_model_is_drawn_in_a_smaller_unit(tmp_path: Path) -> None:
     assert ">4</text>" in text
 
 
+def test_the_legend_is_whole_under_one_panel(tmp_path: Path) -> None:
+    """Nothing is drawn at the left and right edges: no word of the legend is cut."""
+    picture.draw({"one": film(GIB)}, tmp_path / "a.png")
+    pixels = matplotlib.image.imread(tmp_path / "a.png")[..., :3]
+    assert (pixels[:, [0, 1, -2, -1]] == 1).all()
+
+
 def test_a_png_is_a_png(tmp_path: Path) -> None:
     picture.draw({"one": SMALL}, tmp_path / "a.png")
     height, width, _ = matplotlib.image.imread(tmp_path / "a.png").shape

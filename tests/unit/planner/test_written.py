@@ -32,7 +32,10 @@ def test_every_row_comes_back_as_it_was_planned(
         path = tmp_path / "ds.json"
         path.write_text(json.dumps(written.deepspeed_json(each)))
         problems = {problem.code for problem in Linter().report(path).problems}
-        assert problems <= ({"checkpointing-not-called"} if each.recompute else set())
+        true = {"checkpointing-not-called"} if each.recompute else set()
+        if each.resolved.deepspeed.get("bf16", {}).get("bf16_master_weights_and_grads"):
+            true |= {"accumulation-in-half"}  # it has no other
+        assert problems <= true
         again = resolve(run("llama-7b", str(path), **train), 8)
         assert again.deepspeed == each.resolved.deepspeed
         assert again.run.train == each.resolved.run.train

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.swap_tensor import (
     async_swapper,
     optimizer_utils,
@@ -18,6 +19,7 @@ from torch import nn
 
 from ds_llama.config.resolve import Resolved
 from ds_llama.errors import ConfigError, MachineError
+from ds_llama.measure import accounting
 from ds_llama.measure.traffic import swapped
 from ds_llama.zero import world
 
@@ -64,9 +66,10 @@ def _once(swap_in: Any) -> Any:
 
 @cache
 def tell() -> None:
-    """Let whoever counts traffic know of every tensor that DeepSpeed reads or writes there.
+    """Let whoever counts know of every tensor that DeepSpeed reads or writes there, and of buffers.
 
     All four swappers go through two functions (swap_tensor/utils.py:21), each by a name of its own.
+    Page-locked buffers are made outside torch: an Account would see one when it is first used.
     """
     for module in (
         async_swapper,
@@ -77,6 +80,18 @@ def tell() -> None:
         for name, way in (("swap_in_tensors", "read"), ("swap_out_tensors", "written")):
             if hasattr(module, name):
                 setattr(module, name, _telling(getattr(module, name), way))
+    handle = AsyncIOBuilder().load(verbose=False).aio_handle
+    handle.new_cpu_locked_tensor = _counted(handle.new_cpu_locked_tensor)
+
+
+def _counted(make: Any) -> Any:
+    def run(*args: Any) -> Any:
+        made = make(*args)
+        if (account := accounting.entered()) is not None:
+            account.track([made])
+        return made
+
+    return run
 
 
 def _telling(swap_tensors: Any, way: str) -> Any:
@@ -120,8 +135,6 @@ def _claim(folder: Path, where: str) -> None:
 
 @cache
 def _require_op() -> None:
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
     if not AsyncIOBuilder().is_compatible():
         raise MachineError(
             "offload to NVMe needs libaio and its headers, which are not there",

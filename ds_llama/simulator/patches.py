@@ -30,6 +30,7 @@ aten = torch.ops.aten
 def apply(device: str) -> None:
     """All of them, before anything is simulated on `device`."""
     _answer_for_values()
+    _update_in_place()
     _believe_that_ranks_agree()
     _make_tensors_on_sim()
     _convert_modules()
@@ -65,6 +66,12 @@ def _answer_for_values() -> None:
 
     fake_impls.op_implementations_dict[aten._local_scalar_dense.default] = item
     fake_impls.op_implementations_dict[aten.equal.default] = lambda mode, func, a, b: True
+
+
+def _update_in_place() -> None:
+    """torch's fused SGD and Adagrad have no form without data; they write and allocate nothing."""
+    for op in (aten._fused_sgd_.default, aten._fused_adagrad_.default):
+        fake_impls.op_implementations_dict[op] = lambda mode, func, *tensors, **settings: None
 
 
 _real_tensor = torch.tensor

@@ -177,6 +177,33 @@ def async_io_stand_in() -> Any:
         return _swapped("nowhere/swapped.tensor")
 
 
+def _held_after_a_step(optimizer: str) -> Any:
+    """Bytes at a step's end on "sim", by category; each of these keeps one moment."""
+    words = [
+        f'optimizer={{"type": "{optimizer}", "lr": 0.1}}',
+        "deepspeed.zero_optimization.stage=1",
+    ]
+    phases = session.simulate(
+        Request(load_run(RUN, *words, "deepspeed.gradient_clipping=0"), 6)
+    ).phases
+    return phases[-1].to_dict()["device"]["now"]
+
+
+@case
+def lion_on_sim() -> Any:
+    return _held_after_a_step("Lion")
+
+
+@case
+def sgd_on_sim() -> Any:
+    return _held_after_a_step("SGD")
+
+
+@case
+def adagrad_on_sim() -> Any:
+    return _held_after_a_step("Adagrad")
+
+
 # --- attention -------------------------------------------------------------------------------
 
 

@@ -91,3 +91,9 @@ def test_the_math_path_is_seen(found: Any) -> None:
     scores = 2 * 4 * 128 * 128 * 2
     kept = [found(name)[0]["now_bytes"] for name in ("math_on_sim", "flash_on_sim")]
     assert kept[0] - kept[1] >= scores
+
+
+@pytest.mark.parametrize("optimizer", ["sgd_on_sim", "adagrad_on_sim"])
+def test_updates_in_place_need_no_memory(found: Any, optimizer: str) -> None:
+    assert found(optimizer) == found("lion_on_sim")
+    assert found(optimizer)["optimizer"] > 0

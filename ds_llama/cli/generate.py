@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,7 @@ import typer
 from ds_llama.cli.loading import EmaOption
 
 if TYPE_CHECKING:
-    from ds_llama.data.tokenizer import Tokenizer
+    from ds_llama.evals.complete import Coder, Completion
     from ds_llama.evals.load import Loaded
 
 
@@ -24,53 +26,137 @@ def command(
         ),
     ],
     prompt: Annotated[
-        list[str], typer.Option(help="Text to go on from; may be given again.", show_default=False)
-    ],
-    max_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to add at most.")] = 64,
+        list[str] | None,
+        typer.Option(help="Text to go on from; may be given again.", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file with a prompt in each line; - is standard input."),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="Prompts are a user's messages: the tokenizer's template."),
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many likely tokens.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Draw from this share of probability.")
     ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes tokens that were there before less likely.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text to end before; may be given again.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts that run at once.")] = 16,
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer's file or folder; the checkpoint's own if any.")
     ] = None,
     ema: EmaOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
-    """Write on from one or more prompts."""
+    """Write on from one or more prompts, or answer them."""
     from ds_llama.cli.loading import load_for_inference
-    from ds_llama.evals.generate import generate
+    from ds_llama.evals.complete import complete
     from ds_llama.evals.sampling import Sampling
 
-    sampling = Sampling(temperature, top_k, top_p, seed)
+    sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
+    asked = _prompts(prompt or [], prompts)
     loaded = load_for_inference(checkpoint, ema=ema)
-    coder = _open_tokenizer(tokenizer or loaded.tokenizer, checkpoint)
-    prompts = [coder.encode(text, bos=coder.bos_id is not None) for text in prompt]
-    new = generate(
-        loaded.model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        eos=_eos(loaded, coder),
-        vocab_size=coder.vocab_size,
-    )
-    texts = [coder.decode([*ids, *more]) for ids, more in zip(prompts, new, strict=True)]
+    coder = _coder(loaded, tokenizer or loaded.tokenizer, checkpoint, chat=chat)
+    screen = None if as_json else Screen(["" for _ in asked] if chat else asked)
+    start = time.perf_counter()
+    try:
+        written = complete(
+            *(loaded.model, loaded.config, coder, asked),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop or [],
+            batch_size=batch_size,
+            on_text=screen,
+        )
+    except KeyboardInterrupt:
+        if screen is not None:
+            screen.break_off()
+        raise
     if as_json:
-        samples = [
-            {"prompt": given, "text": text, "new_tokens": more}
-            for given, text, more in zip(prompt, texts, new, strict=True)
-        ]
-        print(json.dumps({"checkpoint": str(checkpoint), "samples": samples}))
-    else:
-        print("\n\n".join(texts))
+        print(json.dumps(_document(asked, written, time.perf_counter() - start)))
     return 0
 
 
-def _open_tokenizer(path: Path | None, checkpoint: Path) -> Tokenizer:
-    from ds_llama.data.tokenizer import load_tokenizer
+class Screen:
+    """Prints texts behind their prompts, in order: one as it comes, others when it is their turn.
+
+    Each piece is flushed, so that it is seen at once behind a pipe too.
+    """
+
+    def __init__(self, openings: list[str]) -> None:
+        self._pieces = [[text] for text in openings]
+        self._ended = [False for _ in openings]
+        self._row, self._inside = 0, False
+
+    def __call__(self, row: int, piece: str, last: bool) -> None:
+        self._pieces[row].append(piece)
+        self._ended[row] = last
+        while self._row < len(self._pieces):
+            text, self._pieces[self._row] = "".join(self._pieces[self._row]), []
+            self._inside = self._inside or bool(text)
+            if not self._ended[self._row]:
+                print(text, end="", flush=True)
+                return
+            self._row, self._inside = self._row + 1, False
+            print(text, end="\n\n" if self._row < len(self._pieces) else "\n", flush=True)
+
+    def break_off(self) -> None:
+        """Leave the line that a text is on."""
+        if self._inside:
+            print(flush=True)
+
+
+def _prompts(given: list[str], file: Path | None) -> list[str]:
+    """All prompts, those of the file last; CallError when there are none."""
     from ds_llama.errors import CallError
+
+    asked = [*given, *(_lines(file) if file is not None else [])]
+    if not asked:
+        raise CallError(
+            "there is no prompt",
+            where="--prompt" if file is None else str(file),
+            remedy="give --prompt TEXT, or --prompts FILE with a prompt in each line",
+        )
+    for text in asked:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise CallError(
+                f"a prompt is not UTF-8: {text!r}", where="--prompt", remedy="give it in UTF-8"
+            ) from None
+    return asked
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file; an empty one is a prompt too, for each has its answer."""
+    from ds_llama.errors import CallError
+
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        text = content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CallError(
+            f"the prompts cannot be read: {error}",
+            where=str(file),
+            remedy="name a UTF-8 file with a prompt in each line",
+        ) from None
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def _coder(loaded: Loaded, path: Path | None, checkpoint: Path, *, chat: bool) -> Coder:
+    from ds_llama.errors import CallError
+    from ds_llama.evals.coder import ChatCoder, TextCoder
 
     if path is None:
         raise CallError(
@@ -78,11 +164,16 @@ def _open_tokenizer(path: Path | None, checkpoint: Path) -> Tokenizer:
             where=str(checkpoint),
             remedy="give --tokenizer with the tokenizer's file or folder",
         )
-    return load_tokenizer(path)
+    return ChatCoder(path, loaded.eos) if chat else TextCoder(path, loaded.eos)
 
 
-def _eos(loaded: Loaded, coder: Tokenizer) -> set[int]:
-    """Ids that end a text: the tokenizer's, and those of the model's config."""
-    configured = loaded.config.eos_token_id
-    ids = configured if isinstance(configured, list | tuple) else [configured]
-    return {int(i) for i in (*ids, coder.eos_id) if i is not None}
+def _document(prompts: list[str], written: list[Completion], seconds: float) -> dict[str, object]:
+    """`tokens` are the new ones, `seconds` without loading."""
+    return {
+        "prompts": prompts,
+        "texts": [each.text for each in written],
+        "tokens": [each.tokens for each in written],
+        "finish_reasons": [each.finish for each in written],
+        "seconds": seconds,
+        "tokens_per_s": sum(len(each.tokens) for each in written) / seconds,
+    }

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ds_llama.commit import listing, manifest
+from ds_llama.config.files import read_object
 from ds_llama.config.model import LlamaConfig
 from ds_llama.errors import CheckpointError
 from ds_llama.model.llama import Llama
@@ -21,11 +22,15 @@ _RUN_FILE = "run.json"
 
 
 class Loaded(NamedTuple):
-    """A model in eval mode on its device, its config, and where its tokenizer is, if known."""
+    """A model in eval mode on its device, its config, and where its tokenizer is, if known.
+
+    eos: ids that end a text, by the config and by an export's generation_config.json.
+    """
 
     model: Llama
     config: LlamaConfig
     tokenizer: Path | None
+    eos: frozenset[int] = frozenset()
 
 
 class Step(NamedTuple):
@@ -110,7 +115,10 @@ def _load_export(folder: Path, device: torch.device) -> Loaded:
     load_pretrained_(model, folder)
     # the first two are tokenizers, the others only go with one
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES[:2])
-    return Loaded(model.eval(), config, folder if has_tokenizer else None)
+    generation = folder / "generation_config.json"
+    more = read_object(generation).get("eos_token_id") if generation.is_file() else None
+    eos = _ids(config.eos_token_id) | _ids(more)
+    return Loaded(model.eval(), config, folder if has_tokenizer else None, eos)
 
 
 @torch.no_grad()
@@ -120,7 +128,13 @@ def _load_step(step: Step, folder: Path, device: torch.device) -> Loaded:
     model = _empty(step.config, step.dtype, device)
     for name, parameter in model.named_parameters():
         parameter.copy_(step.tensors[name].contiguous())
-    return Loaded(model.eval(), step.config, step.tokenizer)
+    return Loaded(model.eval(), step.config, step.tokenizer, _ids(step.config.eos_token_id))
+
+
+def _ids(value: Any) -> frozenset[int]:
+    """Of an `eos_token_id`: one id, a list of them, or null."""
+    ids = value if isinstance(value, list | tuple) else [value]
+    return frozenset(int(i) for i in ids if i is not None)
 
 
 def _empty(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> Llama:

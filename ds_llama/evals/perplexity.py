@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 from ds_llama.data.shards import vocabulary_error
 from ds_llama.errors import CallError
+from ds_llama.evals.asking import device_of, eval_mode
 
 _IGNORED = -100
 
@@ -68,9 +68,9 @@ def evaluate(
             where="evaluation",
             remedy="give a validation shard of at least one window, and max_batches of 1 or more",
         )
-    device = _device_of(model)
+    device = device_of(model)
     sums = torch.zeros(2, dtype=torch.float64)
-    with _eval_mode(model):
+    with eval_mode(model):
         for ids, labels in _batches(dataset, micro_batch_size, max_batches):
             if vocab_size is not None and int(ids.max()) >= vocab_size:
                 raise vocabulary_error(int(ids.max()), vocab_size, where=repr(dataset))
@@ -119,21 +119,3 @@ def _over_ranks(sums: torch.Tensor, device: torch.device) -> torch.Tensor:
     # A learning rate or the end of a run may hang on it: the same bits, whatever the algorithm.
     dist.broadcast(shared, 0)
     return shared.cpu()
-
-
-def _device_of(model: Any) -> torch.device:
-    """An engine says where it computes: its parameters may be offloaded."""
-    device = getattr(model, "device", None)
-    if isinstance(device, torch.device):
-        return device
-    return torch.device(device) if device else next(model.parameters()).device
-
-
-@contextmanager
-def _eval_mode(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -1,4 +1,4 @@
-"""`ds-llama generate` and `ds-llama eval` on an exported folder, from the command line's entry."""
+"""`ds-llama eval` on an exported folder, from the command line's entry."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 
 from ds_llama.cli.main import main
 from ds_llama.data import ShardWriter
-from ds_llama.data.tokenizer import load_tokenizer, train_tokenizer
-from ds_llama.evals.generate import generate
+from ds_llama.data.tokenizer import train_tokenizer
 from ds_llama.evals.load import load_for_inference
 from ds_llama.evals.perplexity import evaluate
 from ds_llama.weights.export import export_model
@@ -64,32 +63,9 @@ def test_eval_takes_other_data_and_lengths(run: Path, capsys: pytest.CaptureFixt
     assert _json(capsys, "eval", str(run / "export"), *words)["tokens"] == 6 * 49
 
 
-def test_generate_prints_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--prompt", "the quick", "--prompt", "home", "--max-new-tokens", "5")
-    found = _json(capsys, "generate", str(run), *words)
-    loaded, coder = load_for_inference(run), load_tokenizer(run / "tokenizer")
-    prompts = [coder.encode(text, bos=True) for text in ("the quick", "home")]
-    # the model's vocabulary is larger than the tokenizer's, and random weights draw beyond it
-    free = generate(loaded.model, prompts, max_new_tokens=5)
-    assert max(map(max, free)) >= coder.vocab_size
-    samples = found["samples"]
-    assert isinstance(samples, list)
-    assert [sample["prompt"] for sample in samples] == ["the quick", "home"]
-    for sample, prompt in zip(samples, prompts, strict=True):
-        assert sample["text"] == coder.decode([*prompt, *sample["new_tokens"]])
-        assert sample["text"].startswith(sample["prompt"])
-
-    assert main(["generate", str(run), *words]) == 0
-    assert capsys.readouterr().out == "\n\n".join(s["text"] for s in samples) + "\n"
-
-
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
-        (["generate", "{}", "--prompt", "a", "--top-k", "0"], 2, "error: top-k is 0"),
-        (["generate", "{}", "--prompt", "a", "--tokenizer", "none"], 2, "none"),
-        (["generate", "{}/none", "--prompt", "a"], 2, "error: there is no such folder"),
-        (["generate", "{}"], 2, "Missing option '--prompt'"),
         (["eval", "{}/none"], 2, "error: there is no such folder"),
         (["eval", "{}", "--data", "{}/none"], 1, "none"),
     ],
@@ -111,13 +87,8 @@ def test_what_an_export_does_not_say(
     model = small(vocab_size=50).float()
     export_model(model, model.config, tmp_path / "a" / "b" / "out")
     out = str(tmp_path / "a" / "b" / "out")
-    assert main(["generate", out, "--prompt", "a"]) == 2
-    assert "does not say which tokenizer it was trained with" in capsys.readouterr().err
     assert main(["eval", out]) == 2
     assert "no run.json above the checkpoint names a validation shard" in capsys.readouterr().err
     words = ["eval", out, "--data", str(run / "validation"), "--sequence-length", "33"]
     assert main(words) == 1
     assert "the model's vocabulary has 50 entries" in capsys.readouterr().err
-    words = ["generate", out, "--prompt", "zebra", "--tokenizer", str(run / "tokenizer")]
-    assert main(words) == 1
-    assert "is outside the model's vocabulary of 50" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def pair(**changes: Any) -> tuple[Llama, transformers.LlamaForCausalLM]:
 
 
 def _by_transformers(
-    model: Any, prompts: list[list[int]], tokens: int, eos: int | None = None
+    model: Any, prompts: list[list[int]], tokens: int, eos: int | None = None, **settings: Any
 ) -> list[list[int]]:
     longest = max(map(len, prompts))
     rows = [[0] * (longest - len(p)) + p for p in prompts]
@@ -53,6 +53,7 @@ def _by_transformers(
         do_sample=False,
         eos_token_id=eos,
         pad_token_id=0,
+        **settings,
     )
     return [row[longest:] for row in out.tolist()]
 
@@ -110,15 +111,79 @@ def test_ends_at_eos_each_row_by_itself() -> None:
     assert [row[: len(new)] for row, new in zip(padded, found, strict=True)] == found
 
 
-def test_no_new_tokens_are_none() -> None:
+def test_nothing_is_made_of_nothing() -> None:
     ours, _ = pair()
     assert generate(ours, [PROMPT, PROMPT], max_new_tokens=0) == [[], []]
+    assert generate(ours, [], max_new_tokens=5) == []
 
 
 def test_bfloat16_generates() -> None:
     ours, _ = pair()
     new = generate(ours.bfloat16(), [PROMPT], max_new_tokens=5)
     assert len(new[0]) == 5
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_a_repetition_penalty_is_transformers(penalty: float) -> None:
+    ours, theirs = pair()
+    prompts = [PROMPT, [2, 3], [5, 6, 7, 8, 9, 10, 11, 12, 13]]
+    sampling = Sampling(repetition_penalty=penalty)
+    found = generate(ours, prompts, max_new_tokens=40, sampling=sampling)
+    assert found == _by_transformers(theirs, prompts, 40, repetition_penalty=penalty)
+    # the penalty is what was compared
+    assert found != generate(ours, prompts, max_new_tokens=40)
+    assert found[1] == generate(ours, prompts[1:2], max_new_tokens=40, sampling=sampling)[0]
+
+
+def test_every_new_token_is_one_pass_over_one_token() -> None:
+    ours, _ = pair()
+    lengths = []
+    ours.model.norm.register_forward_hook(lambda m, i, out: lengths.append(out.shape[1]))
+    generate(ours, [PROMPT, PROMPT[:2]], max_new_tokens=10)
+    assert lengths == [len(PROMPT)] + [1] * 9
+
+
+def test_a_callback_hears_every_token_and_ends_texts() -> None:
+    ours, _ = pair()
+    prompts = [PROMPT, PROMPT[:3]]
+    free = generate(ours, prompts, max_new_tokens=12)
+    heard: list[list[int]] = [[], []]
+
+    def hear(row: int, token: int) -> bool:
+        heard[row].append(token)
+        return len(heard[row]) == 4 + 3 * row
+
+    assert generate(ours, prompts, max_new_tokens=12, on_token=hear) == heard
+    assert heard == [free[0][:4], free[1][:7]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_draws_do_not_depend_on_the_batch(batch_size: int) -> None:
+    ours, _ = pair()
+    prompts = [PROMPT, [2, 3], [1], [1]]
+    sampling = Sampling(1.0, seed=3)
+    whole = generate(ours, prompts, max_new_tokens=20, sampling=sampling)
+    assert whole[2] != whole[3], "a prompt given twice is drawn twice"
+    settings = {"max_new_tokens": 20, "sampling": sampling}
+    assert generate(ours, prompts, batch_size=batch_size, **settings) == whole
+    assert generate(ours, prompts[:2], **settings) == whole[:2]
+
+
+def test_the_mode_is_left_as_it_was() -> None:
+    ours, _ = pair()
+    generate(ours.train(), [PROMPT], max_new_tokens=1)
+    assert ours.training
+
+
+def test_weights_that_are_not_finite() -> None:
+    ours, _ = pair()
+    with torch.no_grad():
+        ours.model.norm.weight[3] = torch.nan
+    for sampling in (Sampling(), Sampling(1.0, top_k=3, top_p=0.5)):
+        with pytest.raises(ModelError, match="after 0 new tokens is not finite") as caught:
+            generate(ours, [PROMPT], max_new_tokens=3, sampling=sampling)
+        assert caught.value.where == "prompt 1"
+        assert "take an earlier checkpoint" in caught.value.remedy
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another() -> None:
@@ -131,63 +196,13 @@ def test_a_seed_gives_the_same_text_and_another_seed_another() -> None:
     assert first != other
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        Sampling(0.7),
-        Sampling(1.0, top_k=5),
-        Sampling(1.3, top_p=0.6),
-        Sampling(0.9, top_k=20, top_p=0.8),
-        Sampling(1.0, top_k=1000, top_p=1.0),
-        Sampling(1.0, top_p=1e-9),
-    ],
-    ids=str,
-)
-def test_filters_are_transformers(sampling: Sampling) -> None:
-    logits = torch.randn(4, 97, generator=torch.Generator().manual_seed(0)) * 3
-    expected = transformers.TemperatureLogitsWarper(sampling.temperature)(None, logits)
-    if sampling.top_k is not None:
-        expected = transformers.TopKLogitsWarper(sampling.top_k)(None, expected)
-    if sampling.top_p is not None:
-        expected = transformers.TopPLogitsWarper(sampling.top_p)(None, expected)
-    torch.testing.assert_close(sampling.filter(logits), expected, rtol=0, atol=0)
-
-
-def test_draws_follow_the_probabilities() -> None:
-    sampling = Sampling(1.0, top_k=2)
-    logits = torch.tensor([[2.0, 1.0, 0.9, -5.0]]).repeat(20_000, 1)
-    drawn = sampling.choose(logits, sampling.generator())
-    counts = torch.bincount(drawn, minlength=4) / 20_000
-    expected = torch.tensor([2.0, 1.0]).softmax(0)
-    torch.testing.assert_close(counts[:2], expected, atol=0.015, rtol=0)
-    assert counts[2:].tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("values", "what", "where"),
-    [
-        ({"temperature": -0.5}, "temperature is -0.5", "--temperature"),
-        ({"temperature": float("nan")}, "temperature is nan", "--temperature"),
-        ({"top_k": 0}, "top-k is 0", "--top-k"),
-        ({"top_p": 0.0}, "top-p is 0.0", "--top-p"),
-        ({"top_p": 1.5}, "top-p is 1.5", "--top-p"),
-    ],
-    ids=str,
-)
-def test_values_out_of_range(values: dict[str, Any], what: str, where: str) -> None:
-    with pytest.raises(CallError) as caught:
-        Sampling(**values)
-    assert (caught.value.what, caught.value.where) == (what, where)
-    assert caught.value.remedy.startswith("give ")
-
-
 def test_prompts_that_cannot_be() -> None:
     ours, _ = pair()
     with pytest.raises(CallError, match="a prompt has no tokens"):
         generate(ours, [PROMPT, []], max_new_tokens=1)
-    with pytest.raises(CallError, match="a prompt has no tokens"):
-        generate(ours, [], max_new_tokens=1)
     with pytest.raises(CallError, match="max-new-tokens is -1"):
         generate(ours, [PROMPT], max_new_tokens=-1)
+    with pytest.raises(CallError, match="batch-size is 0"):
+        generate(ours, [PROMPT], max_new_tokens=1, batch_size=0)
     with pytest.raises(ModelError, match="token id 97 is outside the model's vocabulary of 97"):
         generate(ours, [[97]], max_new_tokens=1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ds_llama.commit import listing, retention
+from ds_llama.commit import listing, manifest, names, retention
 from ds_llama.commit.listing import Checkpoint
 from ds_llama.commit.verify import Problem
 from ds_llama.commit.verify import verify as verify_folder
@@ -52,17 +52,17 @@ def verify_command(
     as_json: Json = False,
 ) -> int:
     """Read every file and compare it with its manifest; exit code 1 when one differs."""
-    folders = _steps(folder)
-    problems = {path: verify_folder(path) for path in folders}
+    rows = []
+    for name, path in _steps(folder).items():
+        found = verify_folder(path)
+        rows.append(_verified(name, found))
+        if not as_json:
+            # Each at once: reading a large one takes minutes.
+            lines = [f"{name}: {_summary(found)}", *(f"  {problem}" for problem in found)]
+            print("\n".join(lines), flush=True)
     if as_json:
-        rows = [_verified(path, found) for path, found in problems.items()]
         print(json.dumps({"checkpoints": rows}, indent=2))
-    else:
-        for path, found in problems.items():
-            print(f"{path.name}: {_summary(found)}")
-            for problem in found:
-                print(f"  {problem}")
-    return 1 if any(problems.values()) else 0
+    return 0 if all(row["whole"] for row in rows) else 1
 
 
 @app.command("prune")
@@ -74,18 +74,33 @@ def prune_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove old checkpoints; the newest complete one always stays."""
+    """Remove old checkpoints; the newest whole one always stays, and is read to know that it is.
+
+    Damaged ones are left alone, and do not count.
+    """
     root = _root(folder)
-    removed = retention.prune(root, keep_last, keep_every_steps)
-    kept = [checkpoint.name for checkpoint in listing.checkpoints(root)]
+    unlike = retention.damaged_newest(root)
+    removed = retention.prune(root, keep_last, keep_every_steps, damaged=unlike)
+    kept = listing.checkpoints(root)
+    damaged = [c.name for c in kept if not c.complete or c.name in unlike]
     if as_json:
-        print(json.dumps({"removed": removed, "kept": kept}, indent=2))
+        report = {"removed": removed, "kept": [c.name for c in kept], "damaged": damaged}
+        print(json.dumps(report, indent=2))
         return
-    print(f"removed {', '.join(removed) or 'none'}; kept {', '.join(kept) or 'none'}")
+    for name, problem in unlike.items():
+        print(f"{name} is damaged: {problem}")
+    words = [f"{c.name} (damaged)" if c.name in damaged else c.name for c in kept]
+    print(f"removed {', '.join(removed) or 'none'}; kept {', '.join(words) or 'none'}")
 
 
 def _root(folder: Path) -> Path:
     """The checkpoints folder that a run folder or that folder itself means."""
+    if _is_step(folder) and folder.is_dir():
+        raise CallError(
+            "this is one checkpoint, not a folder of them",
+            where=str(folder),
+            remedy=f"give {folder.parent}, or ask about this one with ds-llama checkpoint verify",
+        )
     if not folder.is_dir():
         raise CallError(
             "there is no such folder",
@@ -96,10 +111,13 @@ def _root(folder: Path) -> Path:
     return inner if inner.is_dir() else folder
 
 
-def _steps(folder: Path) -> list[Path]:
-    if (folder / "MANIFEST.json").exists() or folder.name.startswith("step-"):
-        _root(folder)
-        return [folder]
+def _is_step(folder: Path) -> bool:
+    return (folder / manifest.NAME).exists() or names.step_of(folder.name) is not None
+
+
+def _steps(folder: Path) -> dict[str, Path]:
+    if _is_step(folder) and folder.is_dir():
+        return {folder.name: folder}
     found = listing.checkpoints(_root(folder))
     if not found:
         raise CallError(
@@ -107,16 +125,16 @@ def _steps(folder: Path) -> list[Path]:
             where=str(_root(folder)),
             remedy="give a run's output folder, its checkpoints folder, or a step folder",
         )
-    return [checkpoint.path for checkpoint in found]
+    return {checkpoint.name: checkpoint.path for checkpoint in found}
 
 
 def _summary(found: list[Problem]) -> str:
     return f"{len(found)} problem{'s' if len(found) > 1 else ''}" if found else "whole"
 
 
-def _verified(path: Path, found: list[Problem]) -> dict[str, Any]:
+def _verified(name: str, found: list[Problem]) -> dict[str, Any]:
     problems = [problem.to_dict() for problem in found]
-    return {"name": path.name, "whole": not found, "problems": problems}
+    return {"name": name, "whole": not found, "problems": problems}
 
 
 def _print_table(found: list[Checkpoint], latest: str | None) -> None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from ds_llama.commit import disk, names, protocol
 from ds_llama.commit.listing import Checkpoint, checkpoints, latest
+from ds_llama.commit.verify import Problem, verify
 
 
-def prune(root: Path, keep_last: int, keep_every_steps: int | None = None) -> list[str]:
+def prune(
+    root: Path,
+    keep_last: int,
+    keep_every_steps: int | None = None,
+    *,
+    damaged: Collection[str] = (),
+) -> list[str]:
     """Remove complete checkpoints beyond the last `keep_last`; returns the names, oldest first.
 
     Those at multiples of `keep_every_steps` stay as well, and the newest complete one always does.
-    A step folder that is not complete is never counted and never removed: it may be all that is
-    left of something. Raises CheckpointError when the disk refuses.
+    A step folder that is not complete, or is named in `damaged`, is never counted and never
+    removed: it may be all that is left of something. Raises CheckpointError when the disk refuses.
     """
-    found = checkpoints(root)
+    found = [
+        replace(checkpoint, complete=checkpoint.complete and checkpoint.name not in damaged)
+        for checkpoint in checkpoints(root)
+    ]
     doomed = expendable(found, keep_last, keep_every_steps)
     if not doomed:
         return []
@@ -30,6 +42,20 @@ def prune(root: Path, keep_last: int, keep_every_steps: int | None = None) -> li
             disk.rename(checkpoint.path, aside)
             disk.remove_tree(aside)
     return [checkpoint.name for checkpoint in doomed]
+
+
+def damaged_newest(root: Path) -> dict[str, Problem]:
+    """What is wrong with checkpoints that look complete, from the newest back to one that is whole.
+
+    That one is read in full: nothing else says that a removal leaves something to go on from.
+    """
+    found: dict[str, Problem] = {}
+    for checkpoint in reversed([c for c in checkpoints(root) if c.complete]):
+        problems = verify(checkpoint.path)
+        if not problems:
+            break
+        found[checkpoint.name] = problems[0]
+    return found
 
 
 def expendable(

@@ -39,7 +39,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stage() -> Stage:
     """stage(root, step) writes what two ranks would write, unsealed, and returns its entries."""
     return _stage

@@ -69,9 +69,79 @@ def test_prune(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out) == {
         "removed": ["step-00000001"],
         "kept": ["step-00000002", "step-00000003"],
+        "damaged": ["step-00000002"],
     }
     assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == 0
-    assert capsys.readouterr().out == "removed none; kept step-00000002, step-00000003\n"
+    expected = "removed none; kept step-00000002 (damaged), step-00000003\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_prune_reads_what_it_keeps_before_it_removes_the_rest(
+    run: Path, commit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped bit, which no size shows, in the newest: the one before has to stay."""
+    file = commit(4) / "rank_0.pt"
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "step-00000004 is damaged: rank_0.pt (written by rank 0) has other content than when it "
+        "was saved",
+        "removed step-00000001; kept step-00000002 (damaged), step-00000003, "
+        "step-00000004 (damaged)",
+    ]
+
+
+@pytest.mark.parametrize("command", ["list", "prune"])
+def test_one_checkpoint_is_not_a_folder_of_them(
+    run: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main(["checkpoint", command, str(run / "checkpoints" / "step-00000003")]) == 2
+    error = capsys.readouterr().err
+    assert "error: this is one checkpoint, not a folder of them" in error
+    assert f"remedy: give {run / 'checkpoints'}, or ask about this one with" in error
+
+
+def test_folders_that_a_disk_or_a_person_has_spoilt(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is listed as damaged, and `verify` says why; nothing ends in a traceback."""
+    root = run / "checkpoints"
+    spoilt = {
+        "step-00000005": "{",
+        "step-00000006": "[]",
+        "step-00000007": '{"sha256": 1, "format": "2"}',
+        "step-00000008": None,
+        "step-00000009": (root / "step-00000003" / "MANIFEST.json").read_text(),
+    }
+    for name, text in spoilt.items():
+        (root / name).mkdir()
+        (root / name / "loop").symlink_to("loop")
+        if text is not None:
+            (root / name / "MANIFEST.json").write_text(text)
+    (root / "step-00000010").write_text("a file")
+    (root / "latest").write_bytes(b"\xff")
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["checkpoint", "list", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines[-5:]] == ["damaged"] * 5
+    assert all(len(line) <= 40 for line in lines)
+    assert main(["checkpoint", "verify", str(run)]) == 1
+    out = capsys.readouterr().out
+    assert out.count("MANIFEST.json is damaged") == 3
+    assert "MANIFEST.json is missing: the checkpoint was never sealed" in out
+    assert "MANIFEST.json is of step 3, the folder says 9" in out
+    assert main(["checkpoint", "verify", str(root / "step-00000010")]) == 2
+    assert "error: there is no such folder" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_run_is_damaged(
+    run: Path, tmp_path: Path, commit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commit(5, root=tmp_path / "other").rename(run / "checkpoints" / "step-00000005")
+    assert main(["checkpoint", "list", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoints"][-1]["complete"] is False
+    assert main(["checkpoint", "verify", str(run / "checkpoints" / "step-00000005")]) == 1
+    assert "step-00000005: 1 problem\n  MANIFEST.json is of run " in capsys.readouterr().out
 
 
 def test_an_empty_folder_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_llama.commit import disk, listing, names, protocol
 from ds_llama.commit.listing import Checkpoint
-from ds_llama.commit.retention import expendable, prune
+from ds_llama.commit.retention import damaged_newest, expendable, prune
+from ds_llama.commit.verify import verify
 
 
 def _steps(root: Path) -> list[int]:
@@ -70,3 +73,59 @@ def test_what_may_go(steps: list[tuple[int, bool]], keep_last: int, every: int |
     assert len(kept) <= max(keep_last, 1) + (
         sum(c.step % every == 0 for c in complete) if every else 0
     )
+
+
+def _spoil(folder: Path, how: str) -> None:
+    if how == "truncated":
+        (folder / "rank_1.pt").write_text("x")
+    elif how == "flipped":
+        content = (folder / "rank_1.pt").read_bytes()
+        (folder / "rank_1.pt").write_bytes(content[:-1] + b"?")
+    elif how == "without a manifest":
+        (folder / "MANIFEST.json").unlink()
+    elif how == "killed while sealed anew":
+        folder.rename(folder.with_name(f"{names.REPLACED}{folder.name}"))
+
+
+HOWS = ("whole", "whole", "truncated", "flipped", "without a manifest", "killed while sealed anew")
+
+
+@pytest.fixture(scope="module")
+def sealed(stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five checkpoints, sealed once: a copy of them costs no fsync."""
+    root = tmp_path_factory.mktemp("sealed") / "checkpoints"
+    for step in range(1, 6):
+        meta = {"step": step, "world_size": 2, "stage": 3}
+        protocol.seal(root, names.step_name(step), stage(root, step), meta)
+    return root
+
+
+@given(
+    st.lists(st.sampled_from(HOWS), max_size=5),
+    st.integers(1, 3),
+    st.none() | st.integers(2, 3),
+    st.sampled_from(["step-00000001", "step-00000005", "step-00000099", ""]),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_a_run_goes_on_from_is_never_removed(
+    sealed: Path, hows: list[str], keep_last: int, every: int | None, pointer: str
+) -> None:
+    """On a disk, with damaged, half replaced and incomplete ones between and after."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "checkpoints"
+        root.mkdir()
+        shutil.copy(sealed / names.RUN_ID, root)
+        for step, how in enumerate(hows, 1):
+            shutil.copytree(sealed / names.step_name(step), root / names.step_name(step))
+            _spoil(root / names.step_name(step), how)
+        (root / names.LATEST).write_text(pointer)
+        before = {c.name: (c.complete, verify(c.path) == []) for c in listing.checkpoints(root)}
+        removed = prune(root, keep_last, every, damaged=damaged_newest(root))
+        after = {c.name: c for c in listing.checkpoints(root)}
+        assert before.keys() == {*after, *removed}
+        whole = [name for name, (_, whole) in before.items() if whole]
+        assert whole[-1:] == [name for name in whole if name in after][-1:]
+        assert all(before[name][0] for name in removed)
+        assert len(after) >= min(len(before), keep_last)
+        if removed and after[whole[-1]].path.name == whole[-1]:
+            assert listing.latest(root) == whole[-1]

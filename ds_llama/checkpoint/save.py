@@ -1,16 +1,22 @@
 """Save an engine: every rank writes and hashes its files, rank 0 seals them into a checkpoint.
 
-rank 0     begin ────────────┐             ┌─ state.json, seal, latest, prune
-all ranks                    └─ shards ──> gather entries, generators, checksums
-                                (an error on any rank is raised on all, and nothing is sealed)
+rank 0     begin ─┐                                      ┌─ state.json, seal, latest, prune
+all ranks         └─ shards ─> checksums, generators ─> entries
+                     (an error on any rank is raised on all, and nothing is sealed)
+
+`background` does the same with a copy of the shards, and leaves the writing and what follows to
+threads.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ds_llama.checkpoint import checksums, ranks, shards
 from ds_llama.checkpoint import state as states
@@ -22,6 +28,7 @@ from ds_llama.measure import accounting
 from ds_llama.zero import world
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @accounting.phase("save")
@@ -42,32 +49,83 @@ def save(
     folder. Raises CheckpointError on every rank when one of them fails: nothing is sealed then,
     what was staged is removed, and every checkpoint committed before is as it was.
     """
+    target = Target(Path(root), names.step_name(step), keep_last, keep_every_steps)
+    with target.or_nothing():
+        mine, content = prepare(engine, target, step, state, resolved, shards.write)
+        entries = [entry for written in ranks.gather(mine) for entry in written]
+        return ranks.together(
+            target.doing, target.root, lambda: target.commit(entries, content), only=0
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """The checkpoint that is to come into being, and what may go once it is there."""
+
+    root: Path
+    name: str
+    keep_last: int | None = None
+    keep_every_steps: int | None = None
+
+    @property
+    def doing(self) -> str:
+        """What errors say was being done."""
+        return f"saving {self.name}"
+
+    @property
+    def staged(self) -> Path:
+        """Where the ranks' files go until it is sealed."""
+        return names.staging(self.root, self.name)
+
+    @contextmanager
+    def or_nothing(self) -> Iterator[None]:
+        """An error in the block, which has to be on all ranks, leaves nothing staged."""
+        try:
+            yield
+        except DsLlamaError:
+            if world.rank() == 0:
+                protocol.discard(self.root, self.name)
+            raise
+
+    def commit(self, entries: list[Entry], content: dict[str, Any]) -> Path:
+        """Seal what all ranks have written, and prune; on rank 0 alone, from any thread.
+
+        entries: every file of every rank. content: of state.json.
+        """
+        disk.write(self.staged / states.NAME, (json.dumps(content, indent=1) + "\n").encode())
+        entries = entries + manifest.entries(self.staged, [states.NAME])
+        meta = {key: content[key] for key in ("step", "world_size", "stage")}
+        final = protocol.seal(self.root, self.name, entries, meta)
+        if self.keep_last is not None:
+            _prune(self.root, self.keep_last, self.keep_every_steps)
+        return final
+
+
+def prepare(
+    engine: Any,
+    target: Target,
+    step: int,
+    state: dict[str, Any],
+    resolved: Any,
+    take: Callable[[Any, Path], list[T]],
+) -> tuple[list[T], dict[str, Any]]:
+    """What `take` makes of this rank's files, and the content of state.json; collective.
+
+    To be called under `target.or_nothing`. Raises CheckpointError on all ranks.
+    """
+    root, doing = target.root, target.doing
     if resolved.unsaved is not None:
         raise CheckpointError(
             f"DeepSpeed cannot resume {resolved.unsaved}, so nothing was saved",
             where=str(root),
             remedy="export the weights, or offload to the host",
         )
-    root, name = Path(root), names.step_name(step)
-    doing = f"saving {name}"
-    staged = ranks.together(doing, root, lambda: protocol.begin(root, name), only=0)
-    try:
-        ranks.together(doing, root, lambda: _require_seen(staged))
-        mine = ranks.together(doing, root, lambda: shards.write(engine, staged))
-        sums = checksums.compute(engine)
-        collected = ranks.gather((mine, states.of_rank(engine)))
-        entries = [entry for written, _ in collected for entry in written]
-        content = states.build(engine, step, state, resolved, [r for _, r in collected], sums)
-        final = ranks.together(
-            doing, root, lambda: _seal(root, name, entries, content, resolved), only=0
-        )
-    except DsLlamaError:
-        if world.rank() == 0:
-            protocol.discard(root, name)
-        raise
-    if keep_last is not None and world.rank() == 0:
-        _prune(root, keep_last, keep_every_steps)
-    return final
+    staged = ranks.together(doing, root, lambda: protocol.begin(root, target.name), only=0)
+    ranks.together(doing, root, lambda: _require_seen(staged))
+    mine = ranks.together(doing, root, lambda: take(engine, staged))
+    sums = checksums.compute(engine)
+    everyones = ranks.gather(states.of_rank(engine))
+    return mine, states.build(engine, step, state, resolved, everyones, sums)
 
 
 def _require_seen(staged: Path) -> None:
@@ -77,16 +135,6 @@ def _require_seen(staged: Path) -> None:
             where=str(staged),
             remedy="put the output folder on a file system that all hosts share",
         )
-
-
-def _seal(
-    root: Path, name: str, entries: list[Entry], content: dict[str, Any], resolved: Any
-) -> Path:
-    staged = names.staging(root, name)
-    disk.write(staged / states.NAME, (json.dumps(content, indent=1) + "\n").encode())
-    entries = entries + manifest.entries(staged, [states.NAME])
-    meta = {"step": content["step"], "world_size": resolved.world_size, "stage": resolved.stage}
-    return protocol.seal(root, name, entries, meta)
 
 
 def _prune(root: Path, keep_last: int, keep_every_steps: int | None) -> None:

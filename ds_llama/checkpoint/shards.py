@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Generic, TypeVar, cast
 
 import torch
 from deepspeed import comm
 from deepspeed.checkpoint.constants import OPTIMIZER_STATE_DICT, ZERO_STAGE
 
+from ds_llama.checkpoint.snapshot import Snapshot
 from ds_llama.commit import manifest
 from ds_llama.commit.manifest import Entry
 from ds_llama.zero import world
+
+T = TypeVar("T")
 
 
 def write(engine: Any, staged: Path) -> list[Entry]:
@@ -29,7 +33,36 @@ def write(engine: Any, staged: Path) -> list[Entry]:
 
     Collective, and it returns or raises on each rank by itself: compare afterwards.
     """
-    with _recorded(engine, staged) as recorder:
+    entries = _saved(engine, staged, lambda content, path: save_hashed(content, path, staged))
+    swapped = staged / "offloaded_tensors" / f"rank{world.rank():02d}"
+    files = sorted(path for path in swapped.rglob("*") if path.is_file())
+    return entries + manifest.entries(staged, files, rank=world.rank())
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A file of this rank that is not written yet."""
+
+    snapshot: Snapshot
+    path: Path
+    staged: Path
+
+    def write(self) -> Entry:
+        """Write and hash it, from any thread."""
+        return save_hashed(self.snapshot.restore(), self.path, self.staged)
+
+
+def snapshot(engine: Any, staged: Path) -> list[Pending]:
+    """Copies in host memory of the files that `write` would write of the engine as it is now.
+
+    Collective like `write`. Not for engines that swap to NVMe, whose files DeepSpeed copies itself.
+    """
+    return _saved(engine, staged, lambda content, path: Pending(Snapshot(content), path, staged))
+
+
+def _saved(engine: Any, staged: Path, keep: Callable[[Any, Path], T]) -> list[T]:
+    """What `keep` makes of the files that the engine saves on this rank."""
+    with _recorded(engine, keep) as recorder:
         try:
             # DeepSpeed's own `latest` is written before the other ranks have finished.
             engine.save_checkpoint(str(staged.parent), tag=staged.name, save_latest=False)
@@ -40,18 +73,16 @@ def write(engine: Any, staged: Path) -> list[Entry]:
             comm.barrier()  # the one that the others wait at
     if recorder.errors:
         raise recorder.errors[0]
-    swapped = staged / "offloaded_tensors" / f"rank{world.rank():02d}"
-    files = sorted(path for path in swapped.rglob("*") if path.is_file())
-    return recorder.entries + manifest.entries(staged, files, rank=world.rank())
+    return recorder.kept
 
 
-class _Recorder:
+class _Recorder(Generic[T]):
     """Stands in for the engine's checkpoint engine while it saves."""
 
-    def __init__(self, wrapped: Any, staged: Path, stage: int) -> None:
-        self._wrapped, self._staged, self._stage = wrapped, staged, stage
+    def __init__(self, wrapped: Any, stage: int, keep: Callable[[Any, Path], T]) -> None:
+        self._wrapped, self._stage, self._keep = wrapped, stage, keep
         self.begun = False
-        self.entries: list[Entry] = []
+        self.kept: list[T] = []
         self.errors: list[Exception] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -66,7 +97,7 @@ class _Recorder:
             return
         try:
             self._name_stage(state_dict)
-            self.entries.append(_save_hashed(state_dict, Path(path), self._staged))
+            self.kept.append(self._keep(state_dict, Path(path)))
         except Exception as error:
             self.errors.append(error)
 
@@ -78,9 +109,9 @@ class _Recorder:
 
 
 @contextmanager
-def _recorded(engine: Any, staged: Path) -> Iterator[_Recorder]:
+def _recorded(engine: Any, keep: Callable[[Any, Path], T]) -> Iterator[_Recorder[T]]:
     wrapped = engine.checkpoint_engine
-    recorder = _Recorder(wrapped, staged, engine.zero_optimization_stage())
+    recorder = _Recorder(wrapped, engine.zero_optimization_stage(), keep)
     engine.checkpoint_engine = recorder
     # The recovery scripts would go beside the checkpoint and are in every DeepSpeed install.
     engine._copy_recovery_script = lambda save_path: None
@@ -91,7 +122,8 @@ def _recorded(engine: Any, staged: Path) -> Iterator[_Recorder]:
         del engine._copy_recovery_script
 
 
-def _save_hashed(state_dict: Any, path: Path, staged: Path) -> Entry:
+def save_hashed(state_dict: Any, path: Path, staged: Path) -> Entry:
+    """torch.save, with the hash taken on the way and the file on the disk afterwards."""
     with path.open("wb") as raw:
         file = _HashingFile(raw)
         try:

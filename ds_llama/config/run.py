@@ -142,11 +142,15 @@ class EmaConfig(Frozen):
 
 
 class CheckpointConfig(Frozen):
-    """What is saved and what is kept; None for `every_steps` means at the end."""
+    """What is saved and what is kept; None for `every_steps` means at the end.
+
+    `background`: training goes on while a checkpoint is written from a copy in host memory.
+    """
 
     every_steps: Positive | None = None
     keep_last: Positive = 3
     keep_every_steps: Positive | None = None
+    background: bool = False
     export: bool = True
 
 

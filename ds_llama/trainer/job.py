@@ -14,6 +14,7 @@ import torch
 from ds_llama.checkpoint import ranks
 from ds_llama.checkpoint import resume as resuming
 from ds_llama.checkpoint import state as states
+from ds_llama.checkpoint.background import Background
 from ds_llama.commit import listing
 from ds_llama.commit.lock import RunLock
 from ds_llama.config.changes import changes
@@ -48,6 +49,7 @@ class Job:
     trackers: list[Tracker] = field(default_factory=list)
     hooks: Sequence[Hook] = field(default_factory=default_hooks)
     recording: Recording | None = None
+    background: Background = field(default_factory=Background)
 
     @property
     def output(self) -> Path:
@@ -89,6 +91,7 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
             validation=_validation(engine, resolved),
         )
         stack.callback(lambda: [tracker.close(_status(job)) for tracker in job.trackers])
+        stack.callback(job.background.close)
         ranks.together("starting the trackers", output, lambda: _start_trackers(job), only=0)
         yield job
 

@@ -21,8 +21,10 @@ def run_steps(job: Job) -> None:
         if job.schedule is not None:
             engines.set_lr(engine, job.schedule(state.step))
         lr = engines.get_lr(engine)
-        result = take_step(engine, window, stop=job.stop.requested)
+        stop = job.stop.requested or job.background.failed
+        result = take_step(engine, window, stop=stop)
         if result is None:
+            job.background.finish()  # raises what failed
             state.stopped_by = job.stop.signum or signal.SIGTERM
             break
         state.advance(result.tokens, job.resolved.global_batch_size, applied=result.applied)

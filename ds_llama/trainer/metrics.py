@@ -5,7 +5,9 @@
     `-- data_wait_s                  validation and saves are outside --'
 
 Rates are over wall time from the end of one step to the end of the next, so that nothing that the
-loop does between two steps is free, except validation and saves, which are measured by themselves.
+loop does between two steps is free, except validation and saves. Of saves a row says, since the row
+before: checkpoint_pause_s, how long training stood still, and checkpoint_write_s, how long what was
+committed took from its copy (in the background) or its beginning to its commit.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ class Meter:
         self._peak_flops = peak_flops
         self._flops_per_token = resolved.model.flops_per_token(resolved.run.data.sequence_length)
         self._mark = time.perf_counter()
-        self._waited = self._outside = 0.0
+        self._waited = self._outside = self._paused = 0.0
+        self.checkpoint_write_s = 0.0
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -46,6 +49,23 @@ class Meter:
         start = time.perf_counter()
         yield
         self._outside += time.perf_counter() - start
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Time that training stands still for a checkpoint, which does not belong to a step."""
+        start = time.perf_counter()
+        with self.outside_step():
+            yield
+        self._paused += time.perf_counter() - start
+
+    def saves(self) -> dict[str, float]:
+        """Seconds since the last call, which is for a row that is logged: none is lost."""
+        found = {
+            "checkpoint_pause_s": self._paused,
+            "checkpoint_write_s": self.checkpoint_write_s,
+        }
+        self._paused = self.checkpoint_write_s = 0.0
+        return found
 
     def row(self, state: TrainState, result: StepResult, lr: float) -> dict[str, Any]:
         """The row of the step that just ended; `state` has counted it already."""

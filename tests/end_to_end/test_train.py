@@ -122,7 +122,9 @@ def test_required_wants_a_checkpoint(workspace: Workspace) -> None:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves_nothing_behind(workspace: Workspace, signum: int) -> None:
     name = f"stopped-{signum}"
-    run = workspace.write_run(name, train={"steps": 5000}, evaluation={"every_steps": None})
+    sections = {"train": {"steps": 5000}, "evaluation": {"every_steps": None}}
+    background = signum == signal.SIGINT
+    run = workspace.write_run(name, **sections, checkpoint={"background": background})
     process = workspace.start("train", run, "--nproc", "2", start_new_session=True)
     metrics = workspace.folder / "runs" / name / "metrics.jsonl"
     _wait(lambda: metrics.exists() and metrics.read_text().count("\n") >= 4)
@@ -138,6 +140,9 @@ def test_a_signal_saves_and_leaves_nothing_behind(workspace: Workspace, signum: 
     found = json.loads(workspace.run("checkpoint", "list", f"runs/{name}", "--json").stdout)
     assert found["checkpoints"][-1]["step"] == last
     _wait(lambda: not _processes_of(run), seconds=5)
+    assert any(row["checkpoint_pause_s"] > 0 for row in workspace.rows(name))
+    assert f"step-{last:08d} is saved: training stood still for" in err
+    assert ("s, it was written in" in err) == background
     if signum == signal.SIGTERM:
         return  # the same checkpoint; that a run goes on from it is shown once
 

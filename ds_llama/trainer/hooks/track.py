@@ -16,5 +16,6 @@ class Track(Hook):
     def after_step(self, job: Job, row: Row) -> None:
         every = job.resolved.run.train.log_every_steps
         if job.state.step % every == 0 or job.state.finished or "validation_loss" in row:
+            row |= job.meter.saves()
             for tracker in job.trackers:
                 tracker.log(row)

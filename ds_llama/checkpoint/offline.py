@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ds_llama.commit.verify import require_whole
 from ds_llama.config.model import LlamaConfig
 from ds_llama.errors import CheckpointError
 from ds_llama.weights import skeleton
-from ds_llama.weights.tensorfile import Spec
+from ds_llama.weights.tensorfile import PART_BYTES
 from ds_llama.weights.write import MAX_SHARD_BYTES, write_folder
 from ds_llama.zero.ema import KEY
 from ds_llama.zero.pieces import MASTER
@@ -34,8 +35,9 @@ def export_step(
 
     dtype: the run's training dtype by default; fp32 gives the master weights themselves.
     ema: the averaged weights instead.
-    tokenizer: the run's own by default, if it is still there. Holds one tensor at a time, in fp32
-    and as it is written. Nothing is unpickled before every file's size and hash are the manifest's.
+    tokenizer: by default the run's own, or the one of the pretrained folder that it began with, if
+    it is still there. Holds 4 MiB of a tensor at a time. Nothing is unpickled before every file's
+    size and hash are the manifest's.
     Raises CheckpointError for a damaged checkpoint or one without an average, ModelError when it is
     no LLaMA.
     """
@@ -47,10 +49,16 @@ def export_step(
     specs = skeleton.specs_of(config, dtype or getattr(torch, state["dtype"]))
     shapes = {name: tuple(tensor.shape) for name, tensor in masters.items()}
     skeleton.require_same(specs, shapes, folder)
-    tokenizer = tokenizer or _tokenizer_of(state)
-    tensors = _in_order(masters, specs)
+    run = state.get("run", {})
+    begun_with = run.get("model", {}).get("pretrained")
     return write_folder(
-        out, config, specs, tensors, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes
+        out,
+        config,
+        specs,
+        lambda name: masters[name].parts(),
+        tokenizer=tokenizer or _existing(run.get("data", {}).get("tokenizer")) or begun_with,
+        generation=begun_with,
+        max_shard_bytes=max_shard_bytes,
     )
 
 
@@ -71,6 +79,15 @@ class Lazy:
         """The tensor, on the CPU, in the dtype in which it is saved."""
         return self.reader.whole(self.name, self.kind)
 
+    def parts(self) -> Iterator[torch.Tensor]:
+        """The same in order, flat, some MiB at a time."""
+        numel, dtype = math.prod(self.shape), self.reader.dtype(self.name, self.kind)
+        step = PART_BYTES // dtype.itemsize
+        for start in range(0, numel, step):
+            part = torch.empty(min(step, numel - start), dtype=dtype)
+            self.reader.read_into(self.name, self.kind, start, part)
+            yield part
+
 
 def weights_of(folder: Path, state: Mapping[str, Any], *, ema: bool = False) -> dict[str, Lazy]:
     """Master weights by name, or their averages; of any stage and world size. Verify the folder
@@ -90,13 +107,5 @@ def weights_of(folder: Path, state: Mapping[str, Any], *, ema: bool = False) -> 
     return {n: Lazy(reader, n, KEY if ema and KEY in kinds[n] else MASTER) for n in reader.shapes}
 
 
-def _in_order(
-    masters: Mapping[str, Any], specs: Mapping[str, Spec]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in specs:
-        yield name, masters[name].contiguous()
-
-
-def _tokenizer_of(state: Mapping[str, Any]) -> str | None:
-    path = state.get("run", {}).get("data", {}).get("tokenizer")
+def _existing(path: str | None) -> str | None:
     return path if path and Path(path).exists() else None

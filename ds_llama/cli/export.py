@@ -28,7 +28,7 @@ ShardOption = Annotated[
     str, typer.Option("--max-shard-size", help="Largest file, such as 4GiB or 500MB.")
 ]
 TokenizerOption = Annotated[
-    Path | None, typer.Option(help="Tokenizer folder or file to copy along.")
+    Path | None, typer.Option(help="Tokenizer folder or file to copy along.", exists=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 

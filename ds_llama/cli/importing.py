@@ -14,7 +14,9 @@ def command(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SRC", help="Hugging Face folder with safetensors.", show_default=False
+            metavar="SRC",
+            help="Hugging Face folder (safetensors or .bin), or Meta's (consolidated.*.pth).",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
@@ -23,9 +25,10 @@ def command(
     tokenizer: TokenizerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a Hugging Face LLaMA against its config and write it as a folder to start a run from.
+    """Check a LLaMA's weights against its config and write a folder to start a run from.
 
-    Name that folder in a run: {"model": {"pretrained": "OUT"}}.
+    Name that folder in a run: {"model": {"pretrained": "OUT"}}. No pickle is run: of .bin and .pth
+    only tensors are read.
     """
     from ds_llama.units import parse_bytes
 
@@ -34,7 +37,10 @@ def command(
     import torch
 
     from ds_llama.weights.convert import convert_folder
+    from ds_llama.weights.folder import TOKENIZER_FILES
 
     wanted = getattr(torch, dtype.value) if dtype else None
     convert_folder(source, out, dtype=wanted, tokenizer=tokenizer, max_shard_bytes=limit)
     report(source, out, as_json=as_json)
+    if not any((out / name).is_file() for name in TOKENIZER_FILES[:2]):
+        typer.echo("no tokenizer came along; --tokenizer FOLDER takes one", err=True)

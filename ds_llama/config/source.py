@@ -43,9 +43,22 @@ def read_model(section: Any, *, path: str, base: Path) -> LlamaConfig | None:
         raw = _over(raw_preset(value, where=where), keys)
         return from_mapping(raw, path=path, strict=True, prefix="model")
     if named[0] == "pretrained":
-        folder = Path(value)
-        return LlamaConfig.from_hf(folder) if (folder / "config.json").is_file() else None
+        here = (Path(value) / "config.json").is_file()
+        return _grown(LlamaConfig.from_hf(value), keys, path) if here else None
     return _from_file(base / value, keys, path)
+
+
+def _grown(config: LlamaConfig, keys: Mapping[str, Any], path: str) -> LlamaConfig:
+    """A pretrained network, with a larger vocabulary where the run says so."""
+    grown = from_mapping({**config.to_hf(), **keys}, path=path, strict=False, prefix="model")
+    if grown.vocab_size < config.vocab_size:
+        raise ConfigError(
+            f"vocab_size is {grown.vocab_size}, and the pretrained weights have "
+            f"{config.vocab_size} rows, none of which is taken away",
+            where=at(path, "model.vocab_size"),
+            remedy=f"leave it out, or write {config.vocab_size} or more",
+        )
+    return grown
 
 
 def _from_file(file: Path, keys: Mapping[str, Any], path: str) -> LlamaConfig:
@@ -64,13 +77,14 @@ def _check_names(named: list[str], keys: Mapping[str, Any], path: str) -> None:
         both = " and ".join(repr(name) for name in named)
         remedy = f"keep one of {both}"
         errors.append(ConfigError(f"{both} together", where=at(path, "model"), remedy=remedy))
-    if named == ["pretrained"] and keys:
+    fixed = sorted(keys.keys() - {"vocab_size"})
+    if named == ["pretrained"] and fixed:
         errors.append(
             ConfigError(
-                f"pretrained weights have their own architecture; {', '.join(sorted(keys))} "
+                f"pretrained weights have their own architecture; {', '.join(fixed)} "
                 "cannot change it",
-                where=at(path, f"model.{sorted(keys)[0]}"),
-                remedy="remove the keys beside 'pretrained'",
+                where=at(path, f"model.{fixed[0]}"),
+                remedy="remove the keys beside 'pretrained'; only vocab_size may be there",
             )
         )
     for name in sorted(keys.keys() - MODEL_KEYS):

@@ -16,11 +16,17 @@ def construct(run: Run, *, how: constructor.How | None = None) -> Llama:
 
     Values are drawn in fp32 from `train.seed` and cast, equal bit for bit under plain, meta and
     `zero.Init` construction (`how` overrides the choice) at any world size; with
-    `{"pretrained": folder}` they are read from the folder instead. Collective at stage 3.
+    `{"pretrained": folder}` they are read from the folder instead, and rows of a larger
+    `vocab_size` beside it are the mean of those there. Collective at stage 3.
     Raises ConfigError for a run that does not resolve, ModelError for weights that do not fit.
     """
     world.join()
     resolved = register.resolve_here(run)
-    pretrained = resolved.run.model.pretrained
-    fill = partial(load_pretrained_, folder=pretrained) if pretrained else None
+    source = resolved.run.model
+    grow = "vocab_size" in source.keys
+    fill = (
+        partial(load_pretrained_, folder=source.pretrained, grow_vocabulary=grow)
+        if source.pretrained
+        else None
+    )
     return constructor.build(resolved, how=how, fill=fill)

@@ -1,16 +1,16 @@
-"""A Hugging Face folder from another one: checked, cast, divided anew, a piece at a time."""
+"""A Hugging Face folder from another one, or from Meta's: checked, cast, divided anew, streamed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ds_llama.errors import ModelError
-from ds_llama.weights import skeleton
-from ds_llama.weights.folder import COMPUTED, ModelFolder, read_config
+from ds_llama.errors import CallError, ModelError
+from ds_llama.weights import params, skeleton
+from ds_llama.weights.folder import COMPUTED, ModelFolder, require_floats
+from ds_llama.weights.meta import MetaFolder
 from ds_llama.weights.tensorfile import Spec
 from ds_llama.weights.write import MAX_SHARD_BYTES, write_folder
 
@@ -23,35 +23,50 @@ def convert_folder(
     tokenizer: Any = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Write the model of the folder `source` to the folder `out`, holding one tensor at a time.
+    """Write the model of the folder `source` to the folder `out`.
 
-    dtype: the tensors' own by default. tokenizer: taken from `source` by default. Raises ModelError
-    when the tensors are not those of `source`'s config.json, CallError and CheckpointError for what
-    is wrong with either folder.
+    source: Hugging Face's safetensors or `.bin`, or Meta's `consolidated.*.pth` with params.json.
+    Holds 4 MiB of a tensor at a time, of Meta's one tensor. dtype: the tensors'
+    own by default. tokenizer: taken from `source` by default. Raises ModelError when the tensors
+    are not those of `source`'s config, CallError and CheckpointError for what is wrong with either
+    folder.
     """
     source = Path(source)
-    config = read_config(source)
-    with ModelFolder(source) as folder:
-        if Path(out).resolve() == source.resolve():
-            raise ModelError(
-                "the weights cannot be written over themselves",
-                where=str(out),
-                remedy="give another output folder",
-            )
+    if Path(out).resolve() == source.resolve():
+        raise ModelError(
+            "the weights cannot be written over themselves",
+            where=str(out),
+            remedy="give another output folder",
+        )
+    with _open(source) as folder:
+        config = folder.config
         shapes = {n: folder.spec(n).shape for n in folder.names if not COMPUTED.fullmatch(n)}
         expected = skeleton.specs_of(config, torch.float32)
         skeleton.require_same(expected, shapes, source)
-        specs = {n: Spec(dtype or folder.spec(n).dtype, expected[n].shape) for n in expected}
+        specs = {}
+        for name, spec in expected.items():
+            require_floats(name, folder.spec(name).dtype, source)
+            specs[name] = Spec(dtype or folder.spec(name).dtype, spec.shape)
         return write_folder(
             out,
             config,
             specs,
-            _tensors(folder, specs),
-            tokenizer=tokenizer or source,
+            folder.parts,
+            tokenizer=tokenizer or folder.tokenizer,
+            generation=source,
             max_shard_bytes=max_shard_bytes,
         )
 
 
-def _tensors(folder: ModelFolder, specs: Mapping[str, Spec]) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, spec in specs.items():
-        yield name, folder.read(name).view(spec.shape)
+def _open(source: Path) -> ModelFolder | MetaFolder:
+    if (source / "config.json").is_file():
+        return ModelFolder(source, pickles=True)
+    if (source / params.NAME).is_file():
+        return MetaFolder(source)
+    raise CallError(
+        f"there is no model here: neither config.json nor {params.NAME}"
+        if source.is_dir()
+        else "there is no such folder of weights",
+        where=str(source),
+        remedy="give a folder of Hugging Face's, or one of Meta's with consolidated.00.pth",
+    )

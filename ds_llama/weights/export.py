@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ds_llama.config.model import LlamaConfig
-from ds_llama.errors import DsLlamaError, ModelError
+from ds_llama.errors import DsLlamaError
 from ds_llama.weights.tensorfile import Spec
 from ds_llama.weights.write import MAX_SHARD_BYTES, FolderWriter, explained
 
@@ -29,33 +29,35 @@ def export_model(
     *,
     dtype: torch.dtype | None = None,
     tokenizer: Any = None,
+    generation: str | Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
     """Write `model` to the folder `out` for `LlamaForCausalLM.from_pretrained`; collective.
 
     model: plain, or under ZeRO 0-3 (a DeepSpeed engine or its module). dtype: the weights' own by
     default. tokenizer: a folder or file whose tokenizer files are copied, or an object with
-    `save(folder)`. Tied parameters are stored once. Rank 0 writes and holds one parameter beyond
-    its own. A former export at `out` is replaced. Raises ModelError for a parameter without
-    elements, CheckpointError, on every rank, when the disk refuses.
+    `save(folder)`. generation: a folder whose generation_config.json is taken if it has one. Tied
+    parameters are stored once. Rank 0 writes and holds one parameter beyond its own. A former
+    export at `out` is replaced. Raises ModelError for a parameter without elements,
+    CheckpointError when the disk refuses; on every rank.
     """
     module = getattr(model, "module", model)
     parameters = {
         name.replace("_orig_mod.", ""): parameter for name, parameter in module.named_parameters()
     }
-    specs = {name: _spec(name, parameter, dtype) for name, parameter in parameters.items()}
+    specs = {name: _spec(parameter, dtype) for name, parameter in parameters.items()}
     folder = None
     problem: DsLlamaError | None = None
     if _rank() == 0:
         try:
-            folder = FolderWriter(Path(out), config, specs, tokenizer, max_shard_bytes)
+            folder = FolderWriter(Path(out), config, specs, tokenizer, max_shard_bytes, generation)
         except (DsLlamaError, OSError) as error:
             problem = explained(error, out)
     for name, parameter in parameters.items():
         # A rank that cannot write goes on gathering: the others are in the same collective.
         with _gathered(parameter):
             if folder is not None and problem is None:
-                problem = _attempt(partial(folder.add, name, parameter), out)
+                problem = _attempt(partial(folder.add, name, [parameter]), out)
     if folder is not None:
         problem = problem or _attempt(folder.publish, out)
         if problem is not None:
@@ -64,16 +66,9 @@ def export_model(
     return Path(out)
 
 
-def _spec(name: str, parameter: nn.Parameter, dtype: torch.dtype | None) -> Spec:
+def _spec(parameter: nn.Parameter, dtype: torch.dtype | None) -> Spec:
     shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-    spec = Spec(dtype or parameter.dtype, shape)
-    if spec.numel == 0:
-        raise ModelError(
-            f"{name} has no elements (shape {list(shape)})",
-            where=name,
-            remedy="export the model that the engine trains, not a part of it after partitioning",
-        )
-    return spec
+    return Spec(dtype or parameter.dtype, shape)
 
 
 def _gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:

@@ -13,24 +13,30 @@ import torch
 from torch import nn
 
 from ds_llama.errors import ModelError
-from ds_llama.weights.folder import COMPUTED, ModelFolder, read_config
+from ds_llama.weights.folder import COMPUTED, ModelFolder, read_config, require_floats
+from ds_llama.weights.skeleton import TIED
+from ds_llama.weights.tensorfile import PART_BYTES
 
 __all__ = ["load_pretrained_", "read_config"]
 
 
-def load_pretrained_(model: nn.Module, folder: str | Path) -> None:
+def load_pretrained_(
+    model: nn.Module, folder: str | Path, *, grow_vocabulary: bool = False
+) -> None:
     """Set every parameter of `model` from the tensors of `folder`, cast to the parameter's dtype.
 
     Names are Hugging Face's. Tied parameters need one of their names in the folder. To be called
     before DeepSpeed takes the model over, since its fp32 masters are made from what is there then.
-    Raises ModelError for missing or unexpected names, a wrong shape, or a model that is under an
-    engine already; CallError and CheckpointError for what is wrong with the folder.
+    grow_vocabulary: the embedding and the head of `model` may have more rows than the folder's;
+    each of those is the mean of the folder's. Raises ModelError for missing or unexpected names, a
+    wrong shape, or a model that is under an engine already; CallError and CheckpointError for what
+    is wrong with the folder.
     """
     groups = _names_of(model)
     with ModelFolder(folder) as source:
         chosen = _match(groups, source)
         for parameter, name in chosen:
-            _check(parameter, name, source)
+            _check(parameter, name, source, grow_vocabulary)
         for parameter, name in chosen:
             _fill(parameter, name, source)
 
@@ -67,10 +73,12 @@ def _match(
     return chosen
 
 
-def _check(parameter: nn.Parameter, name: str, source: ModelFolder) -> None:
+def _check(parameter: nn.Parameter, name: str, source: ModelFolder, grow: bool) -> None:
     shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
     found = source.spec(name).shape
-    if found != shape:
+    require_floats(name, source.spec(name).dtype, source.path)
+    grown = grow and name in TIED and found[1:] == shape[1:] and 0 < found[0] < shape[0]
+    if found != shape and not grown:
         raise ModelError(
             f"{name} has shape {list(found)} in the folder and {list(shape)} in the model",
             where=str(source.path),
@@ -87,14 +95,37 @@ def _check(parameter: nn.Parameter, name: str, source: ModelFolder) -> None:
 def _fill(parameter: nn.Parameter, name: str, source: ModelFolder) -> None:
     if not hasattr(parameter, "ds_id"):
         with torch.no_grad():
-            parameter.copy_(source.read(name, 0, parameter.numel()).view(parameter.shape))
+            parameter.copy_(_elements(source, name, 0, parameter.numel()).view(parameter.shape))
         return
     # DeepSpeed takes seconds to import, and only a partitioned parameter needs it.
     from ds_llama.zero.construct import own_part
 
     with own_part(parameter) as (target, start, stop):
         target[stop - start :].zero_()
-        target[: stop - start].copy_(source.read(name, start, stop))
+        target[: stop - start].copy_(_elements(source, name, start, stop))
+
+
+def _elements(source: ModelFolder, name: str, start: int, stop: int) -> torch.Tensor:
+    """Elements start … stop of a tensor that may go on beyond the folder's, with its mean row."""
+    numel = source.spec(name).numel
+    known = source.read(name, min(start, numel), min(stop, numel))
+    if stop <= numel:
+        return known
+    mean = _mean_row(source, name)
+    index = torch.arange(max(start, numel), stop) % mean.numel()
+    return torch.cat([known, mean.to(known.dtype)[index]])
+
+
+def _mean_row(source: ModelFolder, name: str) -> torch.Tensor:
+    """Of a matrix, fp64: the same on every rank, and in what is between it and the new rows."""
+    rows, columns = source.spec(name).shape
+    step = max(1, PART_BYTES // (8 * columns))
+    total = torch.zeros(columns, dtype=torch.float64)
+    for first in range(0, rows, step):
+        last = min(first + step, rows)
+        part = source.read(name, first * columns, last * columns)
+        total += part.view(-1, columns).double().sum(0)
+    return total / rows
 
 
 def _some(names: Iterable[str], limit: int = 3) -> str:

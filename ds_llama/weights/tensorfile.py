@@ -6,12 +6,13 @@
 
 (https://github.com/huggingface/safetensors#format.) The safetensors package maps whole files and
 its writer wants all tensors of a file at once, serialised; here a rank that needs a slice of a
-tensor reads those bytes, and the writer holds one tensor.
+tensor reads those bytes, and the writer holds 4 MiB of one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -38,9 +39,11 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# Of weights: everything else is a quantization, whose scales are other tensors.
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+PART_BYTES = 1 << 22  # of a tensor that is read or written a part at a time
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
-_WRITE_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,8 @@ class Reader:
         spec = self.specs[name]
         stop = spec.numel if stop is None else stop
         found = torch.empty(stop - start, dtype=spec.dtype)
-        if found.numel() == 0:
-            return found
-        view = _bytes_of(found)
-        self._file.seek(self._starts[name] + start * spec.dtype.itemsize)
-        while view.nbytes:
-            count = self._file.readinto(view)
-            if not count:
-                raise self._bad(f"ends inside {name}")
-            view = view[count:]
+        if not fill(found, self._file, self._starts[name] + start * spec.dtype.itemsize):
+            raise self._bad(f"ends inside {name}")
         return found
 
     def __enter__(self) -> Reader:
@@ -144,7 +140,7 @@ class Reader:
 
 
 class Writer:
-    """A safetensors file being written: `add` every tensor in the order of `specs`, then `close`.
+    """A safetensors file being written: every tensor in the order of `specs`, then `close`.
 
     The file is on the disk when `close` returns. Raises OSError as the disk gives it.
     """
@@ -155,14 +151,19 @@ class Writer:
         self._file = path.open("wb")
         self._file.write(_header(specs))
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write the next tensor; it has to be the one that the header says."""
+    def add(self, name: str, parts: Iterable[torch.Tensor]) -> None:
+        """Write the next tensor of the header, cast to its dtype there.
+
+        parts: its elements in row-major order, however they are divided, on any device.
+        """
         expected, spec = self._left.pop()
-        assert (name, tensor.dtype, tuple(tensor.shape)) == (expected, spec.dtype, spec.shape)
-        flat = tensor.detach().contiguous().cpu().view(-1)
-        view = _bytes_of(flat)
-        for start in range(0, view.nbytes, _WRITE_BYTES):
-            self._file.write(view[start : start + _WRITE_BYTES])
+        written = 0
+        for part in parts:
+            # Only so much is ever held twice: cast, and on the host.
+            for piece in part.detach().reshape(-1).split(PART_BYTES // spec.dtype.itemsize):
+                self._file.write(_bytes_of(piece.to("cpu", spec.dtype).contiguous()))
+                written += piece.numel()
+        assert (name, written) == (expected, spec.numel)
 
     def close(self) -> None:
         """Finish the file; every tensor of the header must have been added."""
@@ -183,8 +184,23 @@ def write(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in found.items()}
     writer = Writer(path, specs)
     for name, tensor in found.items():
-        writer.add(name, tensor)
+        writer.add(name, [tensor])
     writer.close()
+
+
+def fill(flat: torch.Tensor, file: io.FileIO, offset: int) -> bool:
+    """Read a 1-D CPU tensor's bytes from `offset` on; False when the file ends before it is full.
+
+    file: opened for reading, unbuffered.
+    """
+    view = _bytes_of(flat)
+    file.seek(offset)
+    while view.nbytes:
+        count = file.readinto(view)
+        if not count:
+            return False
+        view = view[count:]
+    return True
 
 
 def _bytes_of(flat: torch.Tensor) -> memoryview:

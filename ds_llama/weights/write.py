@@ -1,4 +1,4 @@
-"""A Hugging Face folder in the making: files planned first, then written tensor by tensor.
+"""A Hugging Face folder in the making: files planned first, then written part by part of a tensor.
 
 The finished folder is renamed to its name, so that a reader never sees a part of it.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ds_llama.config.model import LlamaConfig
-from ds_llama.errors import CheckpointError, DsLlamaError
-from ds_llama.weights.folder import INDEX, SINGLE, TOKENIZER_FILES
+from ds_llama.errors import CheckpointError, DsLlamaError, ModelError
+from ds_llama.weights.folder import GENERATION, INDEX, SINGLE, TOKENIZER_FILES
 from ds_llama.weights.tensorfile import Spec, Writer
 
 MAX_SHARD_BYTES = 4 << 30
@@ -26,21 +26,25 @@ def write_folder(
     out: str | Path,
     config: LlamaConfig,
     specs: Mapping[str, Spec],
-    tensors: Iterable[tuple[str, torch.Tensor]],
+    parts_of: Callable[[str], Iterable[torch.Tensor]],
     *,
     tokenizer: Any = None,
+    generation: str | Path | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
     """Write a Hugging Face folder from a stream of tensors, in one process.
 
-    specs: every tensor's dtype and shape in the file, in the order in which `tensors` yields them;
-    the tensors are cast to it. Errors as for `export_model`.
+    specs: every tensor's dtype and shape in the file, in the order in which they are written.
+    parts_of: the elements of a tensor by its name, row major, in one part or several, of any dtype;
+    a part is let go before the next is asked for. generation: the folder whose
+    generation_config.json goes along if it has one, instead of what the config gives. Errors as for
+    `export_model`.
     """
     folder = None
     try:
-        folder = FolderWriter(Path(out), config, specs, tokenizer, max_shard_bytes)
-        for name, tensor in tensors:
-            folder.add(name, tensor)
+        folder = FolderWriter(Path(out), config, specs, tokenizer, max_shard_bytes, generation)
+        for name in specs:
+            folder.add(name, parts_of(name))
         folder.publish()
     except OSError as error:
         raise explained(error, out) from error
@@ -53,8 +57,8 @@ def write_folder(
 class FolderWriter:
     """A model folder in the making, beside the name that it will have.
 
-    Raises CheckpointError when something that is no export stands at `out`, OSError as the disk
-    gives it.
+    Raises ModelError for a tensor without elements, CheckpointError when something that is no
+    export stands at `out`, OSError as the disk gives it.
     """
 
     def __init__(
@@ -64,8 +68,10 @@ class FolderWriter:
         specs: Mapping[str, Spec],
         tokenizer: Any,
         max_shard_bytes: int,
+        generation: str | Path | None = None,
     ) -> None:
         self.out, self.staged = out, out.with_name(f".{out.name}.staging")
+        _require_elements(specs)
         _check_target(out)
         self.specs = dict(specs)
         self.files = plan(self.specs, max_shard_bytes)
@@ -75,18 +81,20 @@ class FolderWriter:
         self._file = ""
         _write_configs(self.staged, config, self.specs)
         _write_tokenizer(self.staged, tokenizer)
+        if generation and (Path(generation) / GENERATION).is_file():
+            shutil.copyfile(Path(generation) / GENERATION, self.staged / GENERATION)
         if len(set(self.files.values())) > 1:
             _write_index(self.staged, self.files, self.specs)
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        """Write the next tensor of `specs`, cast to its dtype there."""
+    def add(self, name: str, parts: Iterable[torch.Tensor]) -> None:
+        """Write the next tensor of `specs`, cast to its dtype there; as `tensorfile.Writer.add`."""
         if self.files[name] != self._file:
             self._finish_file()
             self._file = self.files[name]
             held = {n: s for n, s in self.specs.items() if self.files[n] == self._file}
             self._writer = Writer(self.staged / self._file, held)
         assert self._writer is not None
-        self._writer.add(name, tensor.detach().to(self.specs[name].dtype))
+        self._writer.add(name, parts)
 
     def publish(self) -> None:
         """Close the last file and give the folder its name; a former export goes."""
@@ -144,17 +152,35 @@ def explained(error: OSError | DsLlamaError, out: str | Path) -> DsLlamaError:
     )
 
 
+def _require_elements(specs: Mapping[str, Spec]) -> None:
+    """A partitioned parameter that nobody gathered has none, and would leave as an empty tensor."""
+    for name, spec in specs.items():
+        if spec.numel == 0:
+            raise ModelError(
+                f"{name} has no elements (shape {list(spec.shape)})",
+                where=name,
+                remedy="export the model that the engine trains, not a part of it after "
+                "partitioning",
+            )
+
+
 def _check_target(out: Path) -> None:
-    if out.exists() and not (out / "config.json").exists() and any(_content(out)):
+    """A former export is replaced, so nothing may be in it that no export writes."""
+    if not out.exists():
+        return
+    found = sorted(out.iterdir()) if out.is_dir() else [out]
+    foreign = [path for path in found if path == out or not _is_ours(path)]
+    if foreign or (found and not (out / "config.json").is_file()):
         raise CheckpointError(
-            "there is something else where the export should go",
+            f"there is something else where the export should go: {(foreign or found)[0].name}",
             where=str(out),
-            remedy="give a new folder, or one that holds an export",
+            remedy="give a new folder, or one that holds nothing but an export",
         )
 
 
-def _content(out: Path) -> Iterator[Path]:
-    return out.iterdir() if out.is_dir() else iter([out])
+def _is_ours(path: Path) -> bool:
+    # A tokenizer may be a file of any name that ends in one of these.
+    return path.is_file() and path.suffix in {".safetensors", ".json", ".model", ".jinja"}
 
 
 def _write_configs(folder: Path, config: LlamaConfig, specs: Mapping[str, Spec]) -> None:
@@ -165,7 +191,7 @@ def _write_configs(folder: Path, config: LlamaConfig, specs: Mapping[str, Spec])
     _write_json(folder / "config.json", {**hf, "torch_dtype": dtype})
     ids = {key: hf.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     known = {key: value for key, value in ids.items() if value is not None}
-    _write_json(folder / "generation_config.json", {"_from_model_config": True, **known})
+    _write_json(folder / GENERATION, {"_from_model_config": True, **known})
 
 
 def _write_index(folder: Path, files: Mapping[str, str], specs: Mapping[str, Spec]) -> None:

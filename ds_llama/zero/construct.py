@@ -27,7 +27,7 @@ from ds_llama.errors import ModelError
 from ds_llama.measure import accounting
 from ds_llama.model import init, rope
 from ds_llama.model.llama import Llama
-from ds_llama.zero import holdings, swap, world
+from ds_llama.zero import holdings, swap, vocabulary, world
 
 How = Literal["plain", "meta", "zero.Init"]
 Fill = Callable[[nn.Module], None]
@@ -45,6 +45,7 @@ def build(resolved: Resolved, *, how: How | None = None, fill: Fill | None = Non
     how = how or ("zero.Init" if resolved.stage == 3 else "meta")
     model = _BUILDERS[how](resolved.model, getattr(torch, resolved.dtype), resolved)
     holdings.watch_model(model, resolved.model.vocab_size)
+    vocabulary.freeze(model)
     (fill or (lambda module: fill_initial_(module, resolved.run.train.seed)))(model)
     _check_rotary(model, resolved.run.data.sequence_length)
     return model

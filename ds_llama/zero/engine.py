@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from torch import nn
 
 from ds_llama.errors import RunError
-from ds_llama.zero import holdings, nonfinite
+from ds_llama.zero import holdings, nonfinite, vocabulary
 
 
 def create(
@@ -41,6 +41,7 @@ def create(
             **kwargs,
         )
     share_moments(created[0])
+    vocabulary.freeze(created[0].module)
     holdings.watch(created[0])
     return created
 

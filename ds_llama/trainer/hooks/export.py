@@ -27,9 +27,11 @@ class Export(Hook):
 
 
 def _export(job: Job, name: str) -> None:
+    run = job.resolved.run
     export_model(
         job.engine.module,
         job.resolved.model,
         job.output / name,
-        tokenizer=job.resolved.run.data.tokenizer,
+        tokenizer=run.data.tokenizer or run.model.pretrained,
+        generation=run.model.pretrained,
     )

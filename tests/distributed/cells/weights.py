@@ -1,4 +1,7 @@
-"""A pretrained folder gives every rank its slice, at any world size; exports give it back."""
+"""A pretrained folder gives every rank its slice, at any world size; exports give it back.
+
+The long form of what a rank holds meanwhile is `tests.campaigns.pretrained_memory`.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,19 @@ import pytest
 import torch
 import transformers
 
+from ds_llama.config import load_run
 from ds_llama.config.model import LlamaConfig
 from ds_llama.errors import CheckpointError, ModelError
+from ds_llama.measure.accounting import Account
 from ds_llama.trainer.build import construct
+from ds_llama.weights.convert import convert_folder
 from ds_llama.weights.export import export_model
 from ds_llama.weights.load import load_pretrained_
 from ds_llama.zero import world
-from tests.distributed.runs import MODEL, make_run
+from ds_llama.zero.register import register
+from ds_llama.zero.step import take_step
+from tests.distributed.runs import MODEL, global_batch, make_run, split
+from tests.unit.weights.metas import release
 
 # 131 is prime: no world size divides the embedding, whose last slices are padding at stage 3.
 KEYS = {**MODEL, "vocab_size": 131}
@@ -38,7 +47,14 @@ def pretrained_in_and_out(folder: Path, *, tied: bool) -> None:
     expected = peer(folder / "peer", tied=tied)
     model = {"tie_word_embeddings": tied, "vocab_size": 131}
     loaded = construct(make_run(folder, stage=3, world=world.world_size(), model=model))
-    load_pretrained_(loaded, folder / "peer")
+    account = Account("cpu")
+    with account, account.phase("load"):
+        account.track(p for p in loaded.parameters())
+        load_pretrained_(loaded, folder / "peer")
+    load = account.phases[0].total
+    slices = [parameter.ds_tensor.ds_numel for parameter in loaded.parameters()]
+    # Beside its share a rank holds the slice that it reads, never a whole parameter.
+    assert 0 < load.peak_bytes - load.now_bytes <= 4 * max(slices)
     named = dict(expected.named_parameters())
     assert [name for name, _ in loaded.named_parameters()] == list(named)
     for name, parameter in loaded.named_parameters():
@@ -55,6 +71,37 @@ def pretrained_in_and_out(folder: Path, *, tied: bool) -> None:
     with torch.no_grad():
         assert torch.equal(again.eval()(ids).logits, expected(ids).logits)
     torch.distributed.barrier()
+
+
+def tuned_from_an_import(folder: Path, stage: int) -> None:
+    """Meta's parts imported, named in the run with more tokens: the loss is transformers' own."""
+    torch.manual_seed(5)
+    config = transformers.LlamaConfig(**LlamaConfig(**MODEL).to_hf())
+    model = transformers.LlamaForCausalLM(config)
+    if world.rank() == 0:
+        release(model, folder / "meta", parts=2)
+        convert_folder(folder / "meta", folder / "imported")
+    torch.distributed.barrier()
+    size = world.world_size()
+    run = make_run(folder / "run", stage=stage, world=size, micro_batch_size=2)
+    source = {"pretrained": str(folder / "imported"), "vocab_size": 131}
+    run = load_run(run.model_dump(mode="json") | {"model": source})
+    engine = register(construct(run), run)
+    batch = global_batch(1, 2 * size)
+    found = take_step(engine, split(batch, 2, world.rank(), size)).loss
+    with torch.no_grad():
+        smaller = model(**batch).loss.item()
+        means = [m.weight.mean(0) for m in (model.model.embed_tokens, model.lm_head)]
+        model.resize_token_embeddings(131, mean_resizing=False)
+        for module, mean in zip((model.model.embed_tokens, model.lm_head), means, strict=True):
+            module.weight[128:] = mean
+        expected = model(**batch).loss.item()
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found != pytest.approx(smaller, rel=1e-4)  # sabotage: the new rows count
+    assert engine.ds_llama.resolved.to_json()["model"] == source
+    with pytest.raises(ModelError, match="the vocabulary cannot be resized any more") as caught:
+        engine.module.resize_token_embeddings(140)
+    assert '"vocab_size": N' in caught.value.remedy
 
 
 def an_export_that_rank_0_cannot_write_fails_everywhere(folder: Path) -> None:
@@ -79,6 +126,8 @@ def weights_of_another_model_are_refused(folder: Path) -> None:
 CELLS = {
     "pretrained-untied": ((1, 2, 4), partial(pretrained_in_and_out, tied=False)),
     "pretrained-tied": ((2,), partial(pretrained_in_and_out, tied=True)),
+    "tuned_from_an_import-3": ((2,), partial(tuned_from_an_import, stage=3)),
+    "tuned_from_an_import-1": ((1,), partial(tuned_from_an_import, stage=1)),
     "unwritable_export": ((2,), an_export_that_rank_0_cannot_write_fails_everywhere),
     "another_model": ((1,), weights_of_another_model_are_refused),
 }

@@ -159,11 +159,23 @@ def test_pretrained_here_and_on_the_hub(tree, write):
     assert load_run(tree).architecture is None
 
 
+def test_a_pretrained_vocabulary_may_grow(tree, write):
+    folder = write("weights/config.json", preset("tiny").to_hf()).parent
+    size = preset("tiny").vocab_size
+    tree["model"] = {"pretrained": str(folder), "vocab_size": size + 8}
+    run = load_run(tree)
+    assert run.architecture == preset("tiny").model_copy(update={"vocab_size": size + 8})
+    assert load_run(run.model_dump(mode="json")).architecture == run.architecture
+    for wrong, what in ((size - 1, f"and the pretrained weights have {size} rows"), (0, "0: ")):
+        tree["model"]["vocab_size"] = wrong
+        assert what in errors(tree)["run:model.vocab_size"].what
+
+
 @pytest.mark.parametrize(
     ("model", "where", "what"),
     [
         ({"preset": "tiny", "pretrained": "x"}, "model", "'preset' and 'pretrained' together"),
-        ({"pretrained": "x", "vocab_size": 3}, "model.vocab_size", "their own architecture"),
+        ({"pretrained": "x", "head_dim": 3}, "model.head_dim", "their own architecture"),
         ({"preset": "tyni"}, "model.preset", "no preset is called 'tyni'"),
         ({"preset": 3}, "model.preset", "preset is 3, not a string"),
         ({"preset": "tiny", "vocab_size": 0}, "model.vocab_size", "0: input should be greater"),

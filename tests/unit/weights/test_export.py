@@ -11,7 +11,7 @@ import transformers
 from ds_llama.errors import CheckpointError, ModelError
 from ds_llama.weights import write
 from ds_llama.weights.export import export_model
-from ds_llama.weights.tensorfile import Spec
+from ds_llama.weights.tensorfile import Reader, Spec
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -31,8 +31,6 @@ def test_transformers_loads_the_export_with_equal_logits(
 
 
 def _stored(out: Path) -> list[str]:
-    from ds_llama.weights.tensorfile import Reader
-
     names: list[str] = []
     for path in sorted(out.glob("*.safetensors")):
         with Reader(path) as reader:
@@ -101,6 +99,18 @@ def test_a_parameter_without_elements_never_leaves(make_model, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_without_the_check_it_would_leave(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sabotage: nothing else on the way to the file stops a tensor without elements."""
+    config, model = make_model()
+    model.lm_head.weight.data = torch.empty(0)
+    monkeypatch.setattr(write, "_require_elements", lambda specs: None)
+    out = export_model(model, config, tmp_path / "out")
+    with Reader(out / "model.safetensors") as reader:
+        assert reader.specs["lm_head.weight"].numel == 0
+
+
 def test_files_are_filled_in_order_and_never_beyond_the_limit() -> None:
     sizes = {"a": 3, "b": 3, "c": 9, "d": 1}
     specs = {name: Spec(torch.uint8, (size,)) for name, size in sizes.items()}
@@ -134,7 +144,11 @@ def test_something_else_is_never_written_over(make_model, tmp_path: Path) -> Non
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
     (tmp_path / "file").write_text("")
-    for name in ("mine", "file"):
+    export_model(model, config, tmp_path / "with")
+    (tmp_path / "with" / "notes.txt").write_text("")
+    for name in ("mine", "file", "with"):
         with pytest.raises(CheckpointError, match="something else where the export") as caught:
             export_model(model, config, tmp_path / name)
         assert "new folder" in caught.value.remedy
+    assert (tmp_path / "with" / "notes.txt").exists()
+    assert "export should go: notes.txt" in caught.value.what

@@ -139,7 +139,7 @@ def test_what_can_be_wrong_with_the_folder(make_model, tmp_path: Path) -> None:
     (out / INDEX).unlink()
     fails("has neither model.safetensors nor", "save_pretrained")
     (out / "pytorch_model.bin").write_bytes(b"")
-    fails("pytorch_model.bin is a pickle, which is not read", "save_pretrained(folder)")
+    fails("pytorch_model.bin is a pickle, which is not read here", "ds-llama import")
 
 
 def test_an_index_that_names_the_wrong_file(make_model, tmp_path: Path) -> None:
@@ -152,6 +152,62 @@ def test_an_index_that_names_the_wrong_file(make_model, tmp_path: Path) -> None:
     (out / INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=f"{other} does not hold lm_head.weight"):
         load_pretrained_(model, out)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_new_rows_of_the_vocabulary_are_the_mean_of_the_old(
+    make_model, ids: torch.Tensor, tmp_path: Path, tied: bool
+) -> None:
+    """Beside transformers' own resize, with its new rows set to the mean."""
+    config, model = make_model(tie_word_embeddings=tied)
+    out = export_model(model, config, tmp_path / "out")
+    grown = make_model(tie_word_embeddings=tied, vocab_size=103)[1]
+    load_pretrained_(_scrambled(grown), out, grow_vocabulary=True)
+    means = [
+        module.weight.detach().double().mean(0)
+        for module in (model.model.embed_tokens, model.lm_head)
+    ]
+    model.resize_token_embeddings(103, mean_resizing=False)
+    modules = (model.model.embed_tokens, model.lm_head)
+    with torch.no_grad():
+        for module, mean in zip(modules, means, strict=True):
+            module.weight[97:] = mean.float()
+        assert torch.equal(grown(ids).logits, model(ids).logits)
+    assert _equal(grown, model)
+    assert (grown.lm_head.weight is grown.model.embed_tokens.weight) is tied
+
+
+@pytest.mark.parametrize("columns", [3, 11])
+def test_every_slice_of_a_grown_matrix(tmp_path: Path, columns: int) -> None:
+    """Ranks' slices of a flat matrix, cut anywhere, beside the whole of it."""
+    from ds_llama.weights.load import _elements
+
+    old = torch.randn(5, columns, generator=torch.Generator().manual_seed(0))
+    tensorfile.write(tmp_path / "model.safetensors", [("x", old)])
+    whole = torch.cat([old, old.double().mean(0).float().expand(4, -1)]).reshape(-1)
+    with ModelFolder(tmp_path) as source:
+        for start in range(0, whole.numel(), 7):
+            for stop in range(start, whole.numel() + 1, 5):
+                assert torch.equal(_elements(source, "x", start, stop), whole[start:stop])
+
+
+def test_a_vocabulary_is_not_resized_unasked_nor_made_smaller(make_model, tmp_path: Path) -> None:
+    config, model = make_model()
+    out = export_model(model, config, tmp_path / "out")
+    for size, grow in ((103, False), (90, True)):
+        other = make_model(vocab_size=size)[1]
+        message = rf"embed_tokens.weight has shape \[97, 32\] in the folder and \[{size}, 32\]"
+        with pytest.raises(ModelError, match=message):
+            load_pretrained_(other, out, grow_vocabulary=grow)
+
+
+def test_quantized_weights_are_refused(make_model, tmp_path: Path) -> None:
+    config, model = make_model()
+    out = export_model(model, config, tmp_path / "out")
+    _rewrite(out, lambda t: t.update({"lm_head.weight": t["lm_head.weight"].to(torch.int8)}))
+    with pytest.raises(ModelError, match=r"head\.weight is stored as int8: the weights are") as e:
+        load_pretrained_(model, out)
+    assert "bf16" in e.value.remedy
 
 
 def test_config_of_a_folder(tmp_path: Path) -> None:

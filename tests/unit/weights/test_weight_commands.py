@@ -10,7 +10,9 @@ import transformers
 from ds_llama.cli.main import main
 from ds_llama.config.model import LlamaConfig
 from ds_llama.errors import ModelError
+from ds_llama.weights import tensorfile
 from ds_llama.weights.convert import convert_folder
+from ds_llama.weights.folder import ModelFolder
 from ds_llama.weights.skeleton import specs_of
 
 
@@ -56,6 +58,74 @@ def test_mistakes_of_the_call(
     assert main([command, str(saved), str(saved)]) == 1
     assert "error: the weights cannot be written over themselves" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def _damage(saved: Path, how: str) -> str:
+    shard = sorted(saved.glob("model-*.safetensors"))[0]
+    if how == "cut off":
+        shard.write_bytes(shard.read_bytes()[:-4])
+    elif how == "lacking":
+        shard.unlink()
+    elif how == "no config":
+        (saved / "config.json").unlink()
+    elif how == "no weights":
+        for path in saved.glob("model*"):
+            path.unlink()
+    elif how == "gpt2":
+        _edit(saved, model_type="gpt2")
+    elif how == "taken":
+        (saved.parent / "out").mkdir()
+        (saved.parent / "out" / "thesis.txt").write_text("")
+    elif how == "int8":
+        with ModelFolder(saved) as source:
+            tensors = {n: source.read(n).view(source.spec(n).shape) for n in source.names}
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+        for path in saved.glob("model*"):
+            path.unlink()
+        tensorfile.write(saved / "model.safetensors", tensors.items())
+    return shard.name
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "message"),
+    [
+        ("cut off", 1, "{shard} is cut off: "),
+        ("lacking", 1, "model.safetensors.index.json names {shard}, which is missing"),
+        ("no config", 2, "there is no model here: neither config.json nor params.json"),
+        ("no weights", 1, "the folder has neither model.safetensors nor"),
+        ("gpt2", 1, "model_type is 'gpt2'"),
+        ("taken", 1, "there is something else where the export should go: thesis.txt"),
+        ("int8", 1, "model.norm.weight is stored as int8: the weights are quantized"),
+    ],
+)
+def test_each_mistake_is_one_error(
+    saved: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    code: int,
+    message: str,
+) -> None:
+    shard = _damage(saved, how)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main(["import", str(saved), str(tmp_path / "out")]) == code
+    said = capsys.readouterr().err
+    assert message.format(shard=shard) in said
+    assert (said.count("error: "), said.count("remedy: ")) == (1, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_words_of_the_call(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["import", str(saved), str(tmp_path / "out")]
+    for more, message in (
+        (["--dtype", "int8"], "int8"),
+        (["--tokenizer", str(tmp_path / "none")], "none"),
+    ):
+        assert main([*words, *more]) == 2
+        assert message in capsys.readouterr().err
+    (saved / "tokenizer.model").unlink()
+    assert main(words) == 0
+    assert "no tokenizer came along; --tokenizer FOLDER takes one" in capsys.readouterr().err
 
 
 def test_an_export_holds_no_average(

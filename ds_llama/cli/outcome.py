@@ -28,7 +28,9 @@ def raise_terminated(signum: int, frame: FrameType | None) -> None:
 def settle(error: BaseException, *, debug: bool) -> int:
     """Print what `error` means, if it means anything, and give the exit code for it."""
     if isinstance(error, SystemExit):
-        return _exit_code(error)
+        # click makes a SystemExit(1) of a closed pipe
+        closed = isinstance(error.__context__, BrokenPipeError)
+        return PIPE_CLOSED if closed else _exit_code(error)
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
         return 128 + signal.SIGINT
     if isinstance(error, Terminated):

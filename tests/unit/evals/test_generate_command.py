@@ -223,6 +223,20 @@ def test_ctrl_c_ends_quietly(
     assert capsys.readouterr().out == ""
 
 
+def test_a_reader_that_leaves_ends_it(
+    export: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `head` does: quietly, with the exit code of SIGPIPE."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    closed = os.fdopen(writing, "w", encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", closed)
+    assert main(["generate", str(export), "--prompt", "the quick"]) == 141
+    assert capsys.readouterr().err == ""
+    with pytest.raises(BrokenPipeError):
+        closed.close()
+
+
 def test_the_screen_shows_each_piece_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a pipe too; the text that comes second waits for the first."""
     reading, writing = os.pipe()

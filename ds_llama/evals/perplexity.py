@@ -19,10 +19,13 @@ _IGNORED = -100
 
 
 class Windows(Protocol):
-    """Sequences of equal length, int64 (T,), each predicted in all tokens but its first."""
+    """Sequences of equal length, int64 (T,), each predicted in all tokens but its first.
+
+    Or pairs of such a sequence and its labels, -100 where nothing is predicted.
+    """
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> np.ndarray[Any, Any]: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class Perplexity:
             return math.exp(self.loss)
         except OverflowError:
             return math.inf
+
+    def bits_per_byte(self, utf8_bytes: int) -> float:
+        """Bits that the predicted tokens cost, over the bytes of their text: any tokenizer's."""
+        return self.loss * self.tokens / math.log(2) / utf8_bytes
 
     def to_dict(self) -> dict[str, float | int]:
         return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
@@ -97,12 +104,17 @@ def _batches(
         batch = turn * world + rank
         start = batch * micro_batch_size
         if batch >= count:
-            ids = torch.from_numpy(dataset[0])[None]
+            ids = torch.from_numpy(_ids_and_labels(dataset[0])[0])[None]
             yield ids, torch.full_like(ids, _IGNORED)
             continue
         stop = min(start + micro_batch_size, len(dataset))
-        ids = torch.from_numpy(np.stack([dataset[index] for index in range(start, stop)]))
-        yield ids, ids
+        pairs = [_ids_and_labels(dataset[index]) for index in range(start, stop)]
+        ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+        yield ids, labels
+
+
+def _ids_and_labels(window: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    return window if isinstance(window, tuple) else (window, window)
 
 
 def _rank_and_world() -> tuple[int, int]:

@@ -90,6 +90,26 @@ def test_the_average_is_evaluated_and_exported(
     assert losses[False] == pytest.approx(rows[-1]["validation_loss"], abs=1e-5)
 
 
+def test_rows_are_answered_alike_by_checkpoint_and_export(
+    workspace: Workspace,
+    steered: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, rows = workspace.folder / "runs" / "steered", tmp_path / "rows.jsonl"
+    row = {"prompt": "def load(", "choices": ["self", "fp, cls"], "answer": 1}
+    rows.write_text(json.dumps(row) + "\n" + json.dumps(row | {"prompt": "import"}))
+    words = ["--data", str(rows), "--tokenizer", str(workspace.folder / "tokenizer")]
+    answers = []
+    for source in ("checkpoints", "export"):
+        out = tmp_path / source
+        assert main(["eval", str(folder / source), *words, "--out", str(out)]) == 0
+        assert "2 rows of" in capsys.readouterr().out
+        answers.append(out.read_text())
+    assert answers[0] == answers[1]
+    assert all(value < 0 for value in json.loads(answers[0].splitlines()[0])["loglikelihoods"])
+
+
 def contents(folder: Path) -> dict[str, Any]:
     with ModelFolder(folder) as source:
         return {name: source.read(name).tolist() for name in source.names}

@@ -89,8 +89,11 @@ def prune_command(
         return
     for name, problem in unlike.items():
         print(f"{name} is damaged: {problem}")
+    if not kept:
+        print(f"no checkpoint in {root}")
+        return
     words = [f"{c.name} (damaged)" if c.name in damaged else c.name for c in kept]
-    print(f"removed {', '.join(removed) or 'none'}; kept {', '.join(words) or 'none'}")
+    print(f"removed {', '.join(removed) or 'none'}; kept {', '.join(words)}")
 
 
 def _root(folder: Path) -> Path:

@@ -145,8 +145,9 @@ def test_a_checkpoint_of_another_run_is_damaged(
 
 
 def test_an_empty_folder_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["checkpoint", "list", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"no checkpoint in {tmp_path}\n"
+    for command in ("list", "prune"):
+        assert main(["checkpoint", command, str(tmp_path)]) == 0
+        assert capsys.readouterr().out == f"no checkpoint in {tmp_path}\n"
     assert main(["checkpoint", "list", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"checkpoints": [], "latest": None}
     assert main(["checkpoint", "verify", str(tmp_path)]) == 2

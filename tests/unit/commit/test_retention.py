@@ -106,7 +106,7 @@ def sealed(stage, tmp_path_factory: pytest.TempPathFactory) -> Path:
     st.none() | st.integers(2, 3),
     st.sampled_from(["step-00000001", "step-00000005", "step-00000099", ""]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_what_a_run_goes_on_from_is_never_removed(
     sealed: Path, hows: list[str], keep_last: int, every: int | None, pointer: str
 ) -> None:

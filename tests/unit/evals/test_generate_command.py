@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers.models import WordLevel
 
 from ds_llama.cli.generate import Screen
 from ds_llama.cli.main import main
@@ -199,6 +201,25 @@ def test_a_tokenizer_that_does_not_go_with_the_model(
     assert "does not say which tokenizer it was trained with" in capsys.readouterr().err
     assert main(["generate", out, "--prompt", "zebra", "--tokenizer", str(export)]) == 1
     assert "is outside the model's vocabulary of 50" in capsys.readouterr().err
+
+
+def test_words_that_a_tokenizer_does_not_know(
+    export: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """They are its unknown token for the model, and on the screen what was written."""
+    words = {"<unk>": 0, "the": 1, "fox": 2, "ran": 3}
+    model = WordLevel(vocab=words, unk_token="<unk>")
+    pipeline = tokenizers.Tokenizer(model)
+    pipeline.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    pipeline.save(str(tmp_path / "tokenizer.json"))
+    settings = ["--tokenizer", str(tmp_path), "--max-new-tokens", "4"]
+    found = _json(capsys, export, *_words("the zebra", "the <unk>"), *settings)
+    assert found["prompts"] == ["the zebra", "the <unk>"]
+    assert max(found["tokens"][0]) <= 3
+    assert main(["generate", str(export), "--prompt", "the zebra", *settings]) == 0
+    assert capsys.readouterr().out == "the zebra" + found["texts"][0] + "\n"
+    assert main(["generate", str(export), "--prompt", "", *settings]) == 2
+    assert "error: a prompt has no tokens" in capsys.readouterr().err
 
 
 def test_ctrl_c_ends_quietly(

@@ -7,9 +7,10 @@ from typing import Any
 
 from ds_llama.checkpoint import checksums, ranks, rng
 from ds_llama.checkpoint import state as states
+from ds_llama.checkpoint.choose import examine
 from ds_llama.checkpoint.reader import Reader
 from ds_llama.checkpoint.restore import restore
-from ds_llama.commit.verify import verify
+from ds_llama.commit.verify import summary
 from ds_llama.errors import CheckpointError
 from ds_llama.zero import ema, exact, world
 from ds_llama.zero import engine as engines
@@ -18,15 +19,29 @@ from ds_llama.zero import engine as engines
 def resume(engine: Any, checkpoint: str | Path, resolved: Any) -> dict[str, Any]:
     """Load a step folder into a fresh engine; returns the trainer's state of then. Collective.
 
-    The folder may have been saved at another stage, offload or world size, and with other batches.
-    Nothing is unpickled before every file's size and hash are the manifest's. Weights, masters
-    and moments are then compared with the checksums of the engine that was saved, and, in a world
-    of as many ranks, the generators set as they were. An average (`ema`) is dropped when the run
-    has none. Raises CheckpointError on every rank: damaged, of another model, optimizer or
-    precision, or not loaded as it was saved.
+    Nothing is unpickled before every file's size and hash are the manifest's. Raises
+    CheckpointError on every rank: damaged, or what `load` raises.
     """
     folder = Path(checkpoint).resolve()
-    ranks.together(f"verifying {folder.name}", folder, lambda: _require_whole(folder))
+    problems = examine(folder)
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint is not whole: {summary(problems)}",
+            where=str(folder),
+            remedy="resume from another one: ds-llama checkpoint list shows which are complete",
+        )
+    return load(engine, folder, resolved)
+
+
+def load(engine: Any, folder: Path, resolved: Any) -> dict[str, Any]:
+    """`resume` from a folder that has been examined: its shards are pickles. Collective.
+
+    The folder may have been saved at another stage, offload or world size, and with other batches.
+    Weights, masters and moments are then compared with the checksums of the engine that was saved,
+    and, in a world of as many ranks, the generators set as they were. An average (`ema`) is dropped
+    when the run has none. Raises CheckpointError on every rank: of another model, optimizer or
+    precision, or not loaded as it was saved.
+    """
     state = ranks.together("reading the state", folder, lambda: states.read(folder))
     ranks.together(
         "comparing", folder, lambda: states.require_same_network(state, resolved, folder)
@@ -42,17 +57,6 @@ def resume(engine: Any, checkpoint: str | Path, resolved: Any) -> dict[str, Any]
     if state["world_size"] == world.world_size():
         rng.restore(state["ranks"][world.rank()]["rng"])
     return states.progress(state)
-
-
-def _require_whole(folder: Path) -> None:
-    problems = verify(folder, part=(world.rank(), world.world_size()))
-    if problems:
-        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise CheckpointError(
-            f"the checkpoint is not whole: {problems[0]}{more}",
-            where=str(folder),
-            remedy="resume from another one: ds-llama checkpoint list shows which are complete",
-        )
 
 
 def _check_step(engine: Any, state: dict[str, Any], folder: Path) -> None:

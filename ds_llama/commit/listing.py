@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ds_llama.commit import manifest, names
-from ds_llama.commit.verify import is_complete, require_whole, verify
+from ds_llama.commit.verify import Problem, is_complete, require_whole, summary, verify
 from ds_llama.errors import CallError, CheckpointError
 
 CHECKPOINTS, EXPORT = "checkpoints", "export"
@@ -63,23 +64,48 @@ def latest_complete(root: Path) -> Checkpoint | None:
 def to_resume(root: Path, resume: str) -> Checkpoint | None:
     """The checkpoint that a run with this `--resume` goes on from; None: from the beginning.
 
-    "auto" takes the newest complete one if there is one. Raises CheckpointError under "required"
-    without one, and under "never" with one: a run is never written over.
+    By names and sizes; `checkpoint.choose` reads the content too. "auto" takes the newest complete
+    one. Raises CheckpointError under "auto" when there are checkpoints and none is complete, under
+    "required" without a checkpoint or when the newest is not complete, and under "never" with any:
+    a run is never begun anew in silence, nor written over.
     """
-    newest = latest_complete(root)
-    if resume == "required" and newest is None:
+    found = checkpoints(root)
+    newest = next((c for c in reversed(found) if c.complete), None)
+    if resume == "never" and found:
+        raise CheckpointError(
+            f"the folder holds a committed checkpoint ({found[-1].name})",
+            where=str(root),
+            remedy="give the run another output folder, or say --resume auto to go on",
+        )
+    if resume == "required" and not found:
         raise CheckpointError(
             "no complete checkpoint to resume from",
             where=str(root),
             remedy="check the run's output folder, or say --resume auto",
         )
-    if resume == "never" and newest is not None:
-        raise CheckpointError(
-            f"the folder holds a committed checkpoint ({newest.name})",
-            where=str(root),
-            remedy="give the run another output folder, or say --resume auto to go on",
-        )
+    if resume == "required" and newest is not found[-1]:
+        raise not_whole(found[-1].path, verify(found[-1].path, hashes=False))
+    if resume == "auto" and found and newest is None:
+        raise none_whole(root, len(found), found[-1].name, verify(found[-1].path, hashes=False))
     return newest
+
+
+def not_whole(folder: Path, problems: Sequence[Problem]) -> CheckpointError:
+    """What a run says that must go on from `folder` and may not."""
+    return CheckpointError(
+        f"the checkpoint is not whole: {summary(problems)}",
+        where=str(folder),
+        remedy="say --resume auto to go on from the one before it, which sets this one aside",
+    )
+
+
+def none_whole(root: Path, count: int, newest: str, problems: Sequence[Problem]) -> CheckpointError:
+    """What a run says that finds `count` checkpoints and cannot go on from any."""
+    return CheckpointError(
+        f"none of {count} checkpoints is whole; {newest}: {summary(problems)}",
+        where=str(root),
+        remedy="restore one from a copy, or give the run another output folder to begin anew",
+    )
 
 
 def latest(root: Path) -> str | None:

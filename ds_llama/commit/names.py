@@ -7,8 +7,9 @@
       .staging-step-00000200/step-00000200/ being written
       .replaced-step-00000100/              the former content while a step is sealed anew
       .removing-step-00000050/              being deleted
+      damaged-step-00000150/                found damaged by a resume, which took the one before it
 
-Only names without a leading dot are checkpoints. The staged folder bears its final name inside a
+Only names that begin with "step-" are checkpoints. The staged folder bears its final name inside a
 folder of its own, since DeepSpeed writes to `save_dir/tag` and leaves other files in `save_dir`.
 """
 
@@ -23,6 +24,7 @@ from ds_llama.commit import disk
 LATEST = "latest"
 RUN_ID = ".run-id"
 STAGING, REPLACED, REMOVING = ".staging-", ".replaced-", ".removing-"
+DAMAGED = "damaged-"
 _STEP = re.compile(r"step-(\d{8,})")
 
 

@@ -73,11 +73,25 @@ def discard(root: Path, name: str) -> None:
         disk.remove_tree(names.staging(root, name).parent)
 
 
+def set_aside(root: Path, folder: Path, name: str) -> Path:
+    """Take a damaged checkpoint out of the list, so that retention does not count it; its new path.
+
+    Nothing of it is deleted, but for one of the same name that was set aside before.
+    """
+    aside = root / f"{names.DAMAGED}{name}"
+    with disk.explained(f"setting {name} aside", root):
+        disk.remove_tree(aside)
+        disk.rename(folder, aside)
+    return aside
+
+
 def recover(root: Path) -> None:
     """Put right what a killed run left: staged, half removed and half replaced folders.
 
+    Its last renames may not be on the disk yet: until they are, what they replaced must stay.
     Raises OSError as the disk gives it.
     """
+    disk.sync_folder(root)
     for path in sorted(root.iterdir()):
         if path.name.startswith((names.STAGING, names.REMOVING)):
             disk.remove_tree(path)

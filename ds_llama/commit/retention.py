@@ -32,6 +32,7 @@ def prune(
     if not doomed:
         return []
     with disk.explained("removing old checkpoints", root):
+        disk.sync_folder(root)  # the newest's name, which a killed run may not have come to
         newest = next(c for c in reversed(found) if c.complete)
         if newest.path.name == newest.name and latest(root) != newest.name:
             protocol.point(root, newest.name)  # `latest` may name one that goes now

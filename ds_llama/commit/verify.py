@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ds_llama.commit import manifest, names
 from ds_llama.commit.manifest import Entry, Manifest
 from ds_llama.errors import CheckpointError
+
+_STRAY = "is not in the manifest"
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,20 @@ class Problem:
         who = "" if self.rank is None else f" (written by rank {self.rank})"
         return f"{self.file}{who} {self.what}"
 
+    @property
+    def stray(self) -> bool:
+        """Whether this is a file too many: what was saved may be whole beside it."""
+        return self.what == _STRAY
+
     def to_dict(self) -> dict[str, object]:
         """As `checkpoint verify --json` prints it."""
         return asdict(self)
+
+
+def summary(problems: Sequence[Problem]) -> str:
+    """The first problem, and how many more there are."""
+    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{next(iter(problems), 'is not complete')}{more}"
 
 
 def require_whole(folder: Path, *, hashes: bool = True) -> None:
@@ -101,7 +114,7 @@ def _extra(folder: Path, found: Manifest) -> Iterator[Problem]:
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         if (path.is_symlink() or not path.is_dir()) and relative not in vouched:
-            yield Problem(relative, None, "is not in the manifest")
+            yield Problem(relative, None, _STRAY)
 
 
 def _contents(folder: Path, files: list[Entry]) -> Iterator[Problem]:

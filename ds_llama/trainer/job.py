@@ -15,7 +15,7 @@ from ds_llama.checkpoint import ranks
 from ds_llama.checkpoint import resume as resuming
 from ds_llama.checkpoint import state as states
 from ds_llama.checkpoint.background import Background
-from ds_llama.commit import listing
+from ds_llama.checkpoint.choose import choose
 from ds_llama.commit.lock import RunLock
 from ds_llama.config.changes import changes
 from ds_llama.config.resolve import Resolved
@@ -71,13 +71,13 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
     resolved = engine.ds_llama.resolved
     output = Path(resolved.run.output)
     with ExitStack() as stack:
-        checkpoint = listing.to_resume(output / "checkpoints", resume)
+        checkpoint = choose(output / "checkpoints", resume)
         total, make_loader = _training_data(resolved)
         state = TrainState(total, early_stopping=resolved.run.evaluation.early_stopping)
         if checkpoint is not None:
-            state.restore(resuming.resume(engine, checkpoint.path, resolved))
+            state.restore(resuming.load(engine, checkpoint, resolved))
             if world.rank() == 0:
-                _say_resumed(checkpoint.path, resolved)
+                _say_resumed(checkpoint, resolved)
         loader = make_loader(state)
         stack.callback(loader.close)
         job = Job(

@@ -16,6 +16,7 @@ import torch
 
 from ds_llama.checkpoint import checksums, offline
 from ds_llama.checkpoint import resume as resuming
+from ds_llama.checkpoint.choose import choose
 from ds_llama.checkpoint.restore import restore
 from ds_llama.checkpoint.resume import resume
 from ds_llama.checkpoint.save import save
@@ -139,20 +140,30 @@ def one_rank_that_fails_fails_all(folder: Path, stage: int) -> None:
 
 
 def damage_is_named_before_anything_is_loaded(folder: Path) -> None:
+    """A bit of the last rank's shard: `required` stops, `auto` takes the checkpoint before it."""
     engine = engine_for(folder, stage=3)
     train(engine, 1, 1)
-    step = commit(engine, folder, 1)
-    before = checksums.compute(engine)
+    older, step = commit(engine, folder, 1), commit(engine, folder, 2)
+    root, before = step.parent, checksums.compute(engine)
+    assert choose(root, "auto") == choose(root, "required") == step
     shard = step / f"zero_pp_rank_{world.world_size() - 1}_mp_rank_00_optim_states.pt"
     if world.rank() == 0:
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1
         shard.write_bytes(content)
     torch.distributed.barrier()
-    error = raised(lambda: resume(engine, step, engine.ds_llama.resolved))
     expected = f"{shard.name} (written by rank {world.world_size() - 1}) has other content"
-    assert expected in error.what, error
+    for action in (
+        lambda: resume(engine, step, engine.ds_llama.resolved),
+        lambda: choose(root, "required"),
+    ):
+        error = raised(action)
+        assert expected in error.what, error
     assert checksums.compute(engine) == before
+    assert choose(root, "auto") == older
+    torch.distributed.barrier()
+    assert [c.name for c in listing.checkpoints(root)] == [older.name]
+    assert (root / f"damaged-{step.name}" / shard.name).exists()
 
 
 def what_is_loaded_wrong_is_noticed(folder: Path, stage: int) -> None:

@@ -74,6 +74,37 @@ def test_no_complete_checkpoint_names_the_newest_and_its_damage(commit, root: Pa
     assert checkpoint.bytes > 0
 
 
+def test_what_resume_refuses_and_takes(commit, root: Path) -> None:
+    for word in ("auto", "never"):
+        assert listing.to_resume(root, word) is None
+    with pytest.raises(CheckpointError, match="no complete checkpoint to resume from"):
+        listing.to_resume(root, "required")
+    older, newer = commit(1), commit(2)
+    for word in ("auto", "required"):
+        assert listing.to_resume(root, word).path == newer
+    with pytest.raises(CheckpointError, match="holds a committed checkpoint") as caught:
+        listing.to_resume(root, "never")
+    assert "another output folder" in caught.value.remedy
+
+    (newer / "rank_1.pt").unlink()
+    assert listing.to_resume(root, "auto").path == older
+    with pytest.raises(CheckpointError) as caught:
+        listing.to_resume(root, "required")
+    assert caught.value.what == (
+        "the checkpoint is not whole: rank_1.pt (written by rank 1) is missing"
+    )
+    assert caught.value.where == str(newer)
+    assert "--resume auto" in caught.value.remedy
+
+    (older / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        listing.to_resume(root, "auto")  # a run is not begun anew in silence
+    assert caught.value.what == (
+        "none of 2 checkpoints is whole; step-00000002: rank_1.pt (written by rank 1) is missing"
+    )
+    assert "another output folder" in caught.value.remedy
+
+
 def test_exported_folders_and_runs_that_have_only_an_export(tmp_path: Path) -> None:
     export = tmp_path / "run" / "export"
     export.mkdir(parents=True)

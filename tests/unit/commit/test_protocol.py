@@ -84,6 +84,17 @@ def test_sealing_a_step_twice_replaces_it(commit, root: Path) -> None:
     assert sorted(path.name for path in root.iterdir()) == [".run-id", "latest", NAME]
 
 
+def test_what_is_set_aside_is_kept_and_is_no_checkpoint(commit, root: Path) -> None:
+    commit(1)
+    for text in ("first", "again"):
+        aside = protocol.set_aside(root, commit(2, text=text), "step-00000002")
+        assert aside == root / "damaged-step-00000002"
+        assert text in (aside / "rank_0.pt").read_text()
+        assert [c.name for c in listing.checkpoints(root)] == ["step-00000001"]
+    protocol.begin(root, "step-00000003")
+    assert aside.exists()
+
+
 def _operations(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
     """Call `before(name)` ahead of each operation that changes the disk."""
 

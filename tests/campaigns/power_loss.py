@@ -1,0 +1,321 @@
+"""The power is lost at every call of a save, in every way that the disk may then have kept it.
+
+    python -m tests.campaigns.power_loss [--seed S] [--most N] [--short]
+
+A process saves checkpoints while every call that changes the disk is recorded (recorded.py). After
+each of them, each state that a power loss may leave (disk_model.py) is put on a real disk; the
+newest complete checkpoint found there has to be whole, and no older than the last save that had
+returned. Then once more after `protocol.recover`.
+
+    saves    five, one of a step that was sealed before; retention removes one: all states
+    killed   a save killed at each of its calls, another process that saves and prunes, and the
+             power lost at each call of that: all states
+    prune    a save killed at each of its calls, then `ds-llama checkpoint prune`
+    engine   three saves of a real engine on two ranks, stage 3: at most N states a call, drawn
+
+Beside them the twins that must lose something: without any fsync, without those of files, without
+those of folders, and without those of each place in the code. Prints a line each, with the number
+of states; exits with 1 when a save loses anything, or a twin nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from ds_llama.commit import disk, listing, manifest, names, protocol
+from ds_llama.commit.listing import Checkpoint
+from ds_llama.commit.manifest import Entry
+from ds_llama.commit.retention import prune
+from ds_llama.commit.verify import summary, verify
+from tests.campaigns.disk_model import Disk, State, build
+from tests.campaigns.recorded import Killed, Op, Recorder
+
+SMALL = 1 << 14  # states a call up to which all are visited
+TWIN = 20  # drawn of a twin's
+History = tuple[list[Op], int]  # calls, and from which on the power is lost
+LEFT_BEHIND = (names.STAGING, names.REPLACED, names.REMOVING)
+WITHOUT: dict[str, Callable[[Op], bool]] = {
+    "any fsync": lambda op: op.kind in ("sync", "sync_folder"),
+    "fsync of files": lambda op: op.kind == "sync",
+    "fsync of folders": lambda op: op.kind == "sync_folder",
+}
+
+
+@dataclass
+class Row:
+    """What came of one kind of history."""
+
+    name: str
+    must_lose: bool = False
+    histories: int = 0
+    calls: int = 0
+    states: int = 0
+    lost: int = 0
+    example: str = ""
+    all_states: bool = True
+    seen: set[int] = field(default_factory=set)
+
+    @property
+    def failed(self) -> bool:
+        """A loss where none may be, or a twin that lost nothing."""
+        return self.must_lose != (self.lost > 0)
+
+    def __str__(self) -> str:
+        kind = "all" if self.all_states else "drawn"
+        example = f"  {self.example}" if self.example else ""
+        wrong = "  WRONG" if self.failed else ""
+        return (
+            f"{self.name:40}{self.histories:9}{self.calls:8}{self.states:9} {kind:5}"
+            f"{self.lost:7}{wrong}{example}"
+        )
+
+
+# --- what is recorded ------------------------------------------------------------------------
+
+
+def save(root: Path, step: int, keep_last: int, text: str = "", recorder: Recorder | None = None):
+    """What `checkpoint.save` does to the disk, with a few bytes in place of each shard."""
+    name = names.step_name(step)
+    staged = protocol.begin(root, name)
+    files: list[Entry] = []
+    for rank in range(2):
+        shard = staged / f"rank_{rank}.pt"
+        disk.write(shard, f"{text} {step} {rank} ".encode() * 20)
+        size, digest = shard.stat().st_size, manifest.sha256(shard)
+        files.append({"path": shard.name, "size": size, "sha256": digest, "rank": rank})
+    swapped = staged / "offloaded_tensors" / "rank01" / "0.swp"  # by somebody else's code
+    swapped.parent.mkdir(parents=True)
+    swapped.write_bytes(f"{text} {step} swapped ".encode() * 20)
+    files += manifest.entries(staged, [swapped], rank=1)
+    disk.write(staged / "state.json", b'{"step": %d}' % step)
+    files += manifest.entries(staged, ["state.json"])
+    protocol.seal(root, name, files, {"step": step, "world_size": 2, "stage": 3})
+    if recorder is not None:
+        recorder.mark(step)
+    prune(root, keep_last)
+
+
+def saves(folder: Path, steps: int = 4) -> Iterator[History]:
+    """One history: each step, and the last once more."""
+    with Recorder(folder).active() as recorder:
+        for step in range(1, steps + 1):
+            save(folder / "checkpoints", step, steps - 1, "a", recorder)
+        save(folder / "checkpoints", steps, steps - 1, "b", recorder)
+    yield recorder.ops, 0
+
+
+def killed(folder: Path, *, then: str, every: int = 1) -> Iterator[History]:
+    """A history for each call at which the second save, of a new step or the same, is killed."""
+    before = folder / "before"
+    before.mkdir()
+    with Recorder(before).active() as first:
+        save(before / "checkpoints", 1, 1, "a", first)
+    for step in (2, 1):
+        for call in range(0, 1000, every):
+            place = folder / f"{step}-{call}"
+            shutil.copytree(before, place)
+            recorder = Recorder(place, kill_at=call, ops=[*first.ops])
+            finished = True
+            try:
+                with recorder.active():
+                    save(place / "checkpoints", step, 2, "b", recorder)
+            except Killed:
+                finished = False
+            start = len(recorder.ops)
+            with replace(recorder, kill_at=None).active() as second:
+                if then == "prune":
+                    prune(place / "checkpoints", 1)
+                else:
+                    save(place / "checkpoints", 3, 1, "c", second)
+            shutil.rmtree(place)
+            yield second.ops, start
+            if finished:
+                break
+
+
+def engine(folder: Path) -> Iterator[History]:
+    """One history: what both ranks of a real engine did, merged by time."""
+    from tests.distributed import world
+
+    words = ("--module", "tests.campaigns.power_loss", "--rank", str(folder))
+    code = world.start(2, folder / "launch", *words)
+    if code:
+        raise SystemExit((folder / "launch" / "log.txt").read_text()[-4000:])
+    ops = [op for file in folder.glob("ops-*") for op in pickle.loads(file.read_bytes())]
+    yield sorted(ops, key=lambda op: op.at_ns), 0
+
+
+def record_engine(folder: Path) -> None:
+    """As one rank: three saves, of which retention removes the oldest."""
+    import torch
+
+    from ds_llama.checkpoint import save as saving
+    from ds_llama.trainer.build import construct
+    from ds_llama.zero import world
+    from ds_llama.zero.register import register
+    from tests.distributed.runs import make_run
+
+    world.join()
+    train = {"steps": 4, "seed": 0, "micro_batch_size": 2, "global_batch_size": 4}
+    run = make_run(folder / "run", world=2, micro_batch_size=2, stage=3, train=train)
+    ready = register(construct(run), run)
+    base = folder / "disk"
+    base.mkdir(exist_ok=True)
+    with Recorder(base).active() as recorder:
+        for step in (1, 2, 3):
+            state = {"step": step, "tokens_seen": 0, "samples_seen": 0}
+            where, resolved = base / "checkpoints", ready.ds_llama.resolved
+            saving.save(ready, where, step, state, resolved, keep_last=None)
+            if world.rank() == 0:
+                recorder.mark(step)
+                prune(where, 2)
+    (folder / f"ops-{world.rank()}").write_bytes(pickle.dumps(recorder.ops))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+# --- what is checked -------------------------------------------------------------------------
+
+
+def lose_power(row: Row, history: History, place: Path, most: int, draw: random.Random) -> None:
+    """Visit every state of a history that this row has not seen yet; a twin stops at a loss."""
+    ops, start = history
+    found, committed = Disk(), 0
+    row.histories += 1
+    for index, op in enumerate(ops):
+        found.apply(op)
+        committed = op.step if op.kind == "mark" else committed
+        if index + 1 < start:
+            continue
+        row.calls += 1
+        for state, complete in found.states(most, draw):
+            row.all_states &= complete
+            key = hash((state, committed))
+            if key in row.seen:
+                continue
+            row.seen.add(key)
+            row.states += 1
+            problem = judge(state, committed, place)
+            if problem is not None:
+                row.lost += 1
+                row.example = row.example or f"after {op.kind} {op.path}: {problem}"
+                if row.must_lose:
+                    return
+
+
+def judge(state: State, committed: int, place: Path) -> str | None:
+    """What is wrong with a state after which the save of step `committed` had returned."""
+    disk_folder, store = place / "disk", place / "store"
+    disk_folder.mkdir()
+    store.mkdir(exist_ok=True)
+    try:
+        build(state, disk_folder, store)
+        root = disk_folder / "checkpoints"
+        found = listing.checkpoints(root)
+        problem = _lost(found, committed)
+        for checkpoint in found:
+            if checkpoint.complete and (problems := verify(checkpoint.path)):
+                return f"{checkpoint.name} counts as complete, but {summary(problems)}"
+        if problem is None and any(path.name.startswith(LEFT_BEHIND) for path in root.glob(".*")):
+            protocol.recover(root)
+            problem = _lost(listing.checkpoints(root), committed)
+        return problem
+    finally:
+        shutil.rmtree(disk_folder)
+
+
+def _lost(found: list[Checkpoint], committed: int) -> str | None:
+    complete = [checkpoint.step for checkpoint in found if checkpoint.complete]
+    if max(complete, default=0) >= committed:
+        return None
+    return f"{committed} was committed, complete is {complete or 'none'}"
+
+
+def campaign(folder: Path, seed: int, most: int, *, short: bool) -> Iterator[Row]:
+    """A row for each kind of history, and for each of its twins."""
+    every = 30 if short else 1
+    kinds: dict[str, tuple[Callable[[Path], Iterator[History]], int]] = {
+        "saves": (lambda place: saves(place, 2 if short else 4), SMALL),
+        "killed": (lambda place: killed(place, then="save", every=every), SMALL),
+        "prune": (lambda place: killed(place, then="prune", every=every), SMALL),
+    }
+    if not short:
+        kinds["engine"] = (engine, most)
+    recorded: list[History] = []
+    for name, (record, limit) in kinds.items():
+        place = folder / name
+        place.mkdir()
+        histories = [*record(place)]
+        recorded += histories if name != "engine" else []
+        row = Row(name)
+        for history in histories:
+            lose_power(row, history, place, limit, random.Random(seed))
+        yield row
+        if name in ("saves", "engine"):
+            for without, dropped in WITHOUT.items():
+                yield _twin(f"{name} without {without}", histories, dropped, place, seed)
+    for site in () if short else sorted({op.site for ops, _ in recorded for op in ops if op.site}):
+        dropped = partial(_is_of, site)
+        yield _twin(f"without fsync in {site}", recorded, dropped, folder / "saves", seed)
+
+
+def _is_of(site: str, op: Op) -> bool:
+    return op.site == site
+
+
+def _twin(
+    name: str,
+    histories: list[History],
+    dropped: Callable[[Op], bool],
+    place: Path,
+    seed: int,
+) -> Row:
+    row = Row(name, must_lose=True)
+    for ops, start in histories:
+        kept = [op for op in ops if not dropped(op)]
+        first = start - sum(dropped(op) for op in ops[:start])
+        lose_power(row, (kept, first), place, TWIN, random.Random(seed))
+        if row.lost:
+            break
+    return row
+
+
+def main() -> int:
+    """Run what the command line says and print the table."""
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--most", type=int, default=40, help="states a call of the engine's saves")
+    words.add_argument("--short", action="store_true")
+    given = words.parse_args()
+    memory = Path("/dev/shm")
+    began, rows = time.perf_counter(), []
+    with tempfile.TemporaryDirectory(
+        prefix="ds-llama-power-", dir=memory if os.access(memory, os.W_OK) else None
+    ) as folder:
+        print(f"{'':40}{'histories':>9}{'calls':>8}{'states':>9} {'':5}{'lost':>7}")
+        for row in campaign(Path(folder), given.seed, given.most, short=given.short):
+            print(row, flush=True)
+            rows.append(row)
+    states = sum(row.states for row in rows if not row.must_lose)
+    lost = sum(row.lost for row in rows if not row.must_lose)
+    print(f"{states} states, {lost} lost; {time.perf_counter() - began:.1f} s")
+    return int(any(row.failed for row in rows))
+
+
+if __name__ == "__main__":
+    arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    if arguments[:1] == ["--rank"]:
+        record_engine(Path(arguments[1]))
+    else:
+        sys.exit(main())

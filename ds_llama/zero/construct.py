@@ -27,7 +27,7 @@ from ds_llama.errors import ModelError
 from ds_llama.measure import accounting
 from ds_llama.model import init, rope
 from ds_llama.model.llama import Llama
-from ds_llama.zero import holdings, swap, vocabulary, world
+from ds_llama.zero import heap, holdings, swap, vocabulary, world
 
 How = Literal["plain", "meta", "zero.Init"]
 Fill = Callable[[nn.Module], None]
@@ -111,7 +111,7 @@ def _zero_init(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> L
     groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
     partitioning = deepspeed.zero.Init(config_dict_or_path=resolved.deepspeed)
     holdings.count_buffers(getattr(partitioning, "param_swapper", None))
-    with partitioning:
+    with heap.returned(), partitioning:
         return Llama(config, init=False)
 
 

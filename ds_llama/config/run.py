@@ -154,6 +154,31 @@ class CheckpointConfig(Frozen):
     export: bool = True
 
 
+Action = Literal["skip", "stop", "rollback"]
+
+
+class SpikeConfig(Frozen):
+    """A loss more than `deviations` standard deviations above the mean of the last `window`."""
+
+    deviations: Annotated[Real, Field(gt=0)] = 6.0
+    window: Annotated[Whole, Field(ge=2)] = 100
+    then: Action = "skip"
+
+
+class StabilityConfig(Frozen):
+    """What becomes of an update whose loss or gradient is not finite, or whose loss is a spike.
+
+    "rollback" takes up the newest checkpoint and leaves out the samples since. `max_skips` updates
+    skipped in a row end the run, as does a rank that is silent for `hang_timeout_s`.
+    """
+
+    nonfinite: Action = "skip"
+    spike: SpikeConfig | None = None
+    max_skips: Positive = 3
+    max_rollbacks: Positive = 3
+    hang_timeout_s: Annotated[Real, Field(gt=0)] | None = 1200.0
+
+
 class WandbConfig(Frozen):
     """Weights & Biases; the key comes from its own login or environment, never from here."""
 
@@ -182,6 +207,7 @@ class Run(Frozen):
     evaluation: EvaluationConfig = EvaluationConfig()
     ema: EmaConfig | None = None
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stability: StabilityConfig = StabilityConfig()
     tracking: TrackingConfig = TrackingConfig()
     deepspeed: dict[str, Any]
     output: str = Field(default="runs/run", min_length=1)

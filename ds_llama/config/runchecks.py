@@ -21,6 +21,7 @@ def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
     yield from _optimizers(run)
     yield from _reproducible(run)
     yield from _recompute(run)
+    yield from _rollback(run)
 
 
 def _length(run: Run) -> Iterator[Problem]:
@@ -157,6 +158,23 @@ def _recompute(run: Run) -> Iterator[Problem]:
             f"train.recompute says what is recomputed, and {section} in the DeepSpeed JSON is null",
             "make train.recompute null too, or remove the null",
         )
+
+
+def _rollback(run: Run) -> Iterator[Problem]:
+    section = run.stability
+    actions = {"stability.nonfinite": section.nonfinite}
+    if section.spike is not None:
+        actions["stability.spike.then"] = section.spike.then
+    for key, action in actions.items():
+        if action == "rollback" and run.checkpoint.every_steps is None:
+            yield Problem(
+                "rollback-without-checkpoints",
+                "error",
+                key,
+                f"{key} says to roll back, and checkpoint.every_steps is not given: there would be "
+                "nothing to go back to",
+                "write checkpoint.every_steps, for instance 100",
+            )
 
 
 def _groups(run: Run) -> Iterator[Problem]:

@@ -30,7 +30,7 @@ import gc
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -42,7 +42,7 @@ from torch.optim.optimizer import (
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._traceback import CapturedTraceback
 
-from ds_llama.measure import gloo, labels, memory, storages
+from ds_llama.measure import gloo, labels, memory, pulse, storages
 from ds_llama.measure.labels import Live
 from ds_llama.measure.ledger import TOTAL, Change, Ledger
 from ds_llama.measure.phases import CATEGORIES, Bytes, Phase
@@ -81,16 +81,13 @@ def entered() -> Account | None:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """A phase of the Account that is entered here; without one, nothing.
+    """A phase of the Account that is entered here, if one is, and of `pulse`.
 
     The package's own code marks with it: construct, initialise, forward, backward, step, save.
     """
     account = _ENTERED.get()
-    if account is None:
+    with pulse.within(name), account.phase(name) if account is not None else nullcontext():
         yield
-    else:
-        with account.phase(name):
-            yield
 
 
 class Account(TorchDispatchMode):

@@ -20,5 +20,8 @@ class Tracker(Protocol):
     def log(self, row: Row) -> None:
         """One row, in the order of its steps."""
 
+    def rewind(self, step: int) -> None:
+        """The run is back at `step`: rows later than it are made again."""
+
     def close(self, status: str) -> None:
         """After the last row: "finished", "finished early (why)", "stopped" (signal), "failed"."""

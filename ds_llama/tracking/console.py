@@ -68,6 +68,11 @@ class ConsoleTracker:
         elif "validation_loss" in row:
             self._print(f"step {row['step']}  {_validation(row)}")
 
+    def rewind(self, step: int) -> None:
+        self._start_step, self._row = step, {"step": step}
+        self._printed = (step, self._clock())
+        self._eta = TimeLeft(self._total, step, self._clock)
+
     def close(self, status: str) -> None:
         if self._live is not None:
             self._live.stop()

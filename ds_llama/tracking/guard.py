@@ -28,6 +28,9 @@ class Guarded:
     def log(self, row: Row) -> None:
         self._try("log", lambda tracker: tracker.log(row))
 
+    def rewind(self, step: int) -> None:
+        self._try("rewind", lambda tracker: tracker.rewind(step))
+
     def close(self, status: str) -> None:
         self._try("close", lambda tracker: tracker.close(status))
 

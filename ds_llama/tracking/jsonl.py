@@ -34,8 +34,7 @@ class JsonlTracker:
         self._path = output / FILE_NAME
         try:
             output.mkdir(parents=True, exist_ok=True)
-            truncate_after(self._path, self._start_step)
-            self._file = self._path.open("a", encoding="utf-8")
+            self._open_after(self._start_step)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -44,6 +43,15 @@ class JsonlTracker:
         try:
             self._file.write(to_line(row))
             self._file.flush()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def rewind(self, step: int) -> None:
+        """Cuts the rows that will be made again."""
+        try:
+            if self._file is not None:
+                self._file.close()
+            self._open_after(step)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -57,6 +65,10 @@ class JsonlTracker:
                 os.fsync(file.fileno())
         except OSError as error:
             raise self._failed(error) from error
+
+    def _open_after(self, step: int) -> None:
+        truncate_after(self._path, step)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def _failed(self, error: OSError) -> RunError:
         return RunError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,9 @@ class TensorBoardTracker:
                 where="tracking.tensorboard",
                 remedy='pip install "ds_llama[tensorboard]", or set tracking.tensorboard to false',
             ) from error
+        self._make = partial(SummaryWriter, str(output / FOLDER), flush_secs=30)
         # steps after a resumed one are hidden by purge_step: they are made again
-        self._writer = SummaryWriter(
-            str(output / FOLDER), purge_step=self._start_step + 1, flush_secs=30
-        )
+        self._writer = self._make(purge_step=self._start_step + 1)
         text = json.dumps(redact.without(resolved), indent=2, default=str)
         self._writer.add_text("run", f"```json\n{text}\n```", self._start_step)
 
@@ -42,6 +42,10 @@ class TensorBoardTracker:
         for key, value in row.items():
             if key != "step" and isinstance(value, int | float):
                 self._writer.add_scalar(key, float(value), row["step"])
+
+    def rewind(self, step: int) -> None:
+        self._writer.close()
+        self._writer = self._make(purge_step=step + 1)
 
     def close(self, status: str) -> None:
         if self._writer is not None:

@@ -61,6 +61,9 @@ class WandbTracker:
     def log(self, row: Row) -> None:
         self._run.log({key: value for key, value in row.items() if value is not None})
 
+    def rewind(self, step: int) -> None:
+        """Nothing is taken back: `step` is a column, of whose rows the last counts."""
+
     def close(self, status: str) -> None:
         if self._run is not None:
             self._run.finish(exit_code=1 if status == "failed" else 0)

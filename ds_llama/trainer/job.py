@@ -42,6 +42,7 @@ class Job:
     resolved: Resolved
     state: TrainState
     loader: Loader
+    open_loader: Callable[[TrainState], Loader]
     stop: StopRequest
     meter: Meter
     schedule: schedules.Schedule | None = None
@@ -72,24 +73,26 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
     output = Path(resolved.run.output)
     with ExitStack() as stack:
         checkpoint = choose(output / "checkpoints", resume)
-        total, make_loader = _training_data(resolved)
+        total, open_loader = _training_data(resolved)
         state = TrainState(total, early_stopping=resolved.run.evaluation.early_stopping)
         if checkpoint is not None:
             state.restore(resuming.load(engine, checkpoint, resolved))
             if world.rank() == 0:
                 _say_resumed(checkpoint, resolved)
-        loader = make_loader(state)
+        loader = open_loader(state)
         stack.callback(loader.close)
         job = Job(
             engine,
             resolved,
             state,
             loader,
+            open_loader,
             stack.enter_context(StopRequest()),
             Meter(resolved, _peak_flops(resolved)),
-            schedule=_schedule(resolved, state),
+            schedule=schedule_of(resolved, state),
             validation=_validation(engine, resolved),
         )
+        stack.callback(lambda: job.loader.close())  # a rollback opens another
         stack.callback(lambda: [tracker.close(_status(job)) for tracker in job.trackers])
         stack.callback(job.background.close)
         ranks.together("starting the trackers", output, lambda: _start_trackers(job), only=0)
@@ -143,7 +146,7 @@ def _training_data(resolved: Resolved) -> tuple[int, Callable[[TrainState], Load
     return total, loader
 
 
-def _schedule(resolved: Resolved, state: TrainState) -> schedules.Schedule | None:
+def schedule_of(resolved: Resolved, state: TrainState) -> schedules.Schedule | None:
     """The run's own schedule; None leaves the learning rate to the DeepSpeed JSON."""
     section = resolved.run.optimizer
     return schedules.build(section, state.total_steps, state.plateau) if section else None

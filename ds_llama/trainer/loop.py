@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 
+from ds_llama.measure import pulse
+from ds_llama.trainer import events
+from ds_llama.trainer.guard import Guard
 from ds_llama.trainer.job import Job
+from ds_llama.trainer.rollback import roll_back
 from ds_llama.zero import engine as engines
+from ds_llama.zero import world
 from ds_llama.zero.step import take_step
 
 
 def run_steps(job: Job) -> None:
     """Train until the last step, or until any rank has been asked to stop."""
     state, engine, meter = job.state, job.engine, job.meter
-    windows = iter(job.loader)
+    guard = Guard(engine, state, job.resolved.run.stability, str(job.output), partial(_note, job))
+    first = state.step
     for hook in job.hooks:
         hook.before_training(job)
     while not state.finished:
-        with meter.waiting_for_data():
-            window = next(windows)
+        pulse.HERE.at_step(state.step + 1, first=state.step <= first)
+        with pulse.within("data"), meter.waiting_for_data():
+            window = next(job.loader)
         if job.schedule is not None:
             engines.set_lr(engine, job.schedule(state.step))
         lr = engines.get_lr(engine)
         stop = job.stop.requested or job.background.failed
-        result = take_step(engine, window, stop=stop)
+        result = take_step(engine, window, stop=stop, accept=guard.accepts)
         if result is None:
-            job.background.finish()  # raises what failed
+            with pulse.within("save"):
+                job.background.finish()  # raises what failed
             state.stopped_by = job.stop.signum or signal.SIGTERM
             break
+        if (why := guard.settle(result)) is not None:
+            roll_back(job, why)
+            continue
         state.advance(result.tokens, job.resolved.global_batch_size, applied=result.applied)
         row = meter.row(state, result, lr)
         for hook in job.hooks:
             hook.after_step(job, row)
     for hook in job.hooks:
         hook.after_training(job)
+
+
+def _note(job: Job, event: str, why: str) -> None:
+    """An update was skipped, or is why the run ends, which is then an error that says so itself."""
+    if world.rank() == 0:
+        samples = [job.state.samples_seen, job.state.samples_seen + job.resolved.global_batch_size]
+        tell = events.record if event == "skip" else events.append
+        tell(job.output, event, job.state.step + 1, why, samples=samples)

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ds_llama.config.resolve import Resolved
-from ds_llama.measure import memory
+from ds_llama.measure import memory, pulse
 from ds_llama.measure.throughput import mfu
 from ds_llama.trainer.state import TrainState
 from ds_llama.zero.step import StepResult
@@ -54,7 +54,7 @@ class Meter:
     def saving(self) -> Iterator[None]:
         """Time that training stands still for a checkpoint, which does not belong to a step."""
         start = time.perf_counter()
-        with self.outside_step():
+        with pulse.within("save"), self.outside_step():
             yield
         self._paused += time.perf_counter() - start
 

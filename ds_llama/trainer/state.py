@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ds_llama.config.run import EarlyStoppingConfig
+from ds_llama.trainer.spikes import LossWindow
 from ds_llama.zero.schedule import Plateau
 
 
@@ -49,6 +50,8 @@ class TrainState:
     stopped_by: int | None = None
     plateau: Plateau = field(default_factory=Plateau)
     patience: Patience = field(default_factory=Patience)
+    losses: LossWindow = field(default_factory=LossWindow)
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)
     early_stopping: EarlyStoppingConfig | None = None
 
     @property
@@ -83,4 +86,6 @@ class TrainState:
         self.samples_seen = saved["samples_seen"]
         self.plateau = Plateau(**saved.get("plateau", {}))
         self.patience = Patience(**saved.get("patience", {}))
+        self.losses = LossWindow(**saved.get("losses", {}))
+        self.rollbacks = list(saved.get("rollbacks", []))
         self.skipped_steps = saved.get("skipped_steps", 0)

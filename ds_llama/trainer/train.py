@@ -9,6 +9,7 @@ from ds_llama.trainer.account import Recording
 from ds_llama.trainer.job import open_job, run_lock
 from ds_llama.trainer.loop import run_steps
 from ds_llama.trainer.state import TrainState
+from ds_llama.trainer.watching import watched
 
 
 def train(engine: Any, run: Run, *, resume: str = "auto") -> TrainState:
@@ -19,7 +20,7 @@ def train(engine: Any, run: Run, *, resume: str = "auto") -> TrainState:
     checkpoint; the state's `stopped_by` is then the signal's number.
     Raises DataError, CheckpointError or RunError; what was committed stays whole.
     """
-    with run_lock(run), Recording.of(run) as recording:
+    with run_lock(run), watched(run), Recording.of(run) as recording:
         return train_locked(engine, run, resume, recording)
 
 

@@ -34,6 +34,7 @@ from ds_llama.config.optimizer import AdamW
 from ds_llama.zero import engine as engines
 from ds_llama.zero import world
 from ds_llama.zero.pieces import gradients
+from ds_llama.zero.skipping import discard
 
 EXACT_BITS = 24  # integers up to 2^24 are fp32 numbers, and so are all their sums up to there
 HEADROOM_BITS = 3  # how far a gradient may outgrow the step before without a second run
@@ -86,7 +87,7 @@ class ExactSums:
             for name, bits in needed.items()
         )
         if self.rejected:
-            _discard(engine)
+            discard(engine)
         else:
             self.norm = self._norm(engine)
             self._clip(engine, self.norm)
@@ -174,22 +175,6 @@ def adamw(section: AdamW, groups: list[dict[str, Any]]) -> torch.optim.Optimizer
     """
     settings = {"lr": section.lr, "betas": section.betas, "eps": section.eps}
     return torch.optim.AdamW(groups, **settings, foreach=False)
-
-
-def _discard(engine: Any) -> None:
-    """Forget the window's gradients.
-
-    At stages 1 to 3 DeepSpeed does so itself, and skips the update, when a gradient is not finite;
-    with the optimizer on the host it looks at norms that it has taken already.
-    """
-    if engine.zero_optimization_stage() == 0:
-        engine.module.zero_grad(set_to_none=True)
-        return
-    for piece in gradients(engine):
-        piece.flat.fill_(math.inf)
-    norms = getattr(engine.optimizer, "norm_for_param_grads", {})
-    for name in norms:
-        norms[name] = torch.full_like(norms[name], math.inf)
 
 
 def _squares(flat: torch.Tensor, unit: float) -> torch.Tensor:

@@ -13,7 +13,8 @@ per step, which also carries the ranks' wish to stop.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,10 @@ import torch
 from ds_llama.errors import DataError
 from ds_llama.measure import accounting
 from ds_llama.zero import engine as engines
-from ds_llama.zero import world
+from ds_llama.zero import skipping, world
 
 Batch = Mapping[str, torch.Tensor]
+Judge = Callable[[float, torch.Tensor | None], bool]
 IGNORE_INDEX = -100
 
 
@@ -45,11 +47,15 @@ def valid_tokens(batch: Batch) -> int:
     return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
 
 
-def take_step(engine: Any, window: Sequence[Batch], *, stop: bool = False) -> StepResult | None:
+def take_step(
+    engine: Any, window: Sequence[Batch], *, stop: bool = False, accept: Judge | None = None
+) -> StepResult | None:
     """Forward, backward and update over one accumulation window; collective.
 
     window: as many micro-batches as `gradient_accumulation_steps`, each with `input_ids` and
     `labels`, int64 (B, T), and optionally `attention_mask` and `position_ids`.
+    accept: asked before the update, on every rank, with the loss of the global batch and, at
+    stage 0, the norm of its gradient; there is no update if it says False.
     Returns None, on every rank and without a step, if any rank says `stop`.
     """
     tokens, stopping = _agree(sum(valid_tokens(batch) for batch in window), stop)
@@ -62,17 +68,16 @@ def take_step(engine: Any, window: Sequence[Batch], *, stop: bool = False) -> St
             remedy="check that labels are not all -100 and sequences are longer than one token",
         )
     exact = engine.ds_llama.exact
-    losses, norm, scale = _run(engine, window, tokens)
+    loss, norm, scale = _run(engine, window, tokens, accept)
     if exact is not None and exact.rejected:  # the gradients outgrew their units (`zero.exact`)
-        losses, norm, scale = _run(engine, window, tokens)
-    total = _sum_over_ranks(losses)
+        loss, norm, scale = _run(engine, window, tokens, accept)
     if exact is not None:
         norm = exact.norm
     elif norm is None and not engines.orthogonalises(engine):
         norm = engine.get_global_grad_norm()
     applied = engine.was_step_applied()
     return StepResult(
-        loss=total / tokens,
+        loss=loss,
         grad_norm=float(norm) if norm is not None and applied else None,
         clip_coef=_clip_coefficient(engine, norm) if applied else None,
         tokens=tokens,
@@ -82,9 +87,9 @@ def take_step(engine: Any, window: Sequence[Batch], *, stop: bool = False) -> St
 
 
 def _run(
-    engine: Any, window: Sequence[Batch], tokens: int
-) -> tuple[torch.Tensor, torch.Tensor | None, float | None]:
-    """One update from a window: its micro-batches' summed losses, its norm and loss scale."""
+    engine: Any, window: Sequence[Batch], tokens: int, accept: Judge | None
+) -> tuple[float, torch.Tensor | None, float | None]:
+    """One update from a window: its loss, its norm and loss scale."""
     device, losses = world.device(), []
     for number, batch in enumerate(window, start=1):
         with accounting.phase("forward"):
@@ -100,8 +105,13 @@ def _run(
                 engines.step(engine)
     with accounting.phase("step"):
         norm, scale = engines.gradient_norm(engine), engines.loss_scale(engine)
-        engines.step(engine)
-    return torch.stack(losses), norm, scale
+        mean = _sum_over_ranks(torch.stack(losses)) / tokens if accept is not None else None
+        accepted = mean is None or accept is None or accept(mean, norm)
+        with nullcontext() if accepted else skipping.without_update(engine):
+            engines.step(engine)
+    if mean is None:
+        mean = _sum_over_ranks(torch.stack(losses)) / tokens
+    return mean, norm, scale
 
 
 def _sum_over_ranks(losses: torch.Tensor) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from ds_llama.trainer.hooks.account import Account
 from ds_llama.trainer.hooks.base import Hook
 from ds_llama.trainer.hooks.export import Export
-from ds_llama.trainer.hooks.finite import StopOnNonFinite
 from ds_llama.trainer.hooks.replicas import CheckReplicas
 from ds_llama.trainer.hooks.save import Save
 from ds_llama.trainer.hooks.track import Track
@@ -18,7 +17,6 @@ __all__ = [
     "Export",
     "Hook",
     "Save",
-    "StopOnNonFinite",
     "Track",
     "Validate",
     "Watch",
@@ -30,7 +28,6 @@ def default_hooks() -> list[Hook]:
     """Measure before the row is written, write the row before the checkpoint that covers it."""
     return [
         CheckReplicas(),
-        StopOnNonFinite(),
         Validate(),
         Watch(),
         Track(),

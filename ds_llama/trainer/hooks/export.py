@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ds_llama.measure import pulse
 from ds_llama.trainer.hooks.base import Hook
 from ds_llama.weights.export import export_model
 from ds_llama.zero.ema import averaged
@@ -26,6 +27,7 @@ class Export(Hook):
                 _export(job, "export-ema")
 
 
+@pulse.within("export")
 def _export(job: Job, name: str) -> None:
     run = job.resolved.run
     export_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ds_llama.measure import pulse
 from ds_llama.trainer.hooks.base import Hook, Row
 from ds_llama.zero.ema import averaged
 
@@ -23,7 +24,7 @@ class Validate(Hook):
         if job.validation is None:
             return
         if job.state.finished or (every and job.state.step % every == 0):
-            with job.meter.outside_step():
+            with pulse.within("evaluation"), job.meter.outside_step():
                 row |= _named("validation", job.validation())
                 ema = job.resolved.run.ema
                 if ema is not None and ema.evaluate:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +14,12 @@ import torch
 
 from ds_llama.checkpoint.resume import resume
 from ds_llama.checkpoint.save import save
+from ds_llama.config.run import StabilityConfig
 from ds_llama.errors import RunError
 from ds_llama.measure.accounting import Account
 from ds_llama.trainer.build import construct
-from ds_llama.trainer.hooks.finite import PATIENCE_STEPS, StopOnNonFinite
+from ds_llama.trainer.guard import Guard
+from ds_llama.trainer.state import TrainState
 from ds_llama.zero import world
 from ds_llama.zero.register import register
 from ds_llama.zero.step import StepResult, take_step
@@ -114,22 +115,17 @@ def goes_on_from_a_checkpoint(folder: Path) -> None:
 def stops_in_patience(folder: Path, *, good: int, **keys: Any) -> None:
     """Skipped three times in a row: the error names the first parameter; before that nothing."""
     engine = engine_of(folder, **keys)
-    run = SimpleNamespace(output="runs/x")
-    job = SimpleNamespace(
-        engine=engine, state=SimpleNamespace(step=1), resolved=SimpleNamespace(run=run)
-    )
-    hook = StopOnNonFinite()
-    hook.before_training(job)
+    settings = StabilityConfig()
+    guard = Guard(engine, TrainState(100), settings, "runs/x")
 
     def one(overflow: bool) -> None:
         result = step(engine, overflow=overflow)
         assert result.applied is not overflow
-        row = {"loss": result.loss, "skipped": overflow, "loss_scale": result.loss_scale}
-        hook.after_step(job, row)
+        assert guard.settle(result) is None
 
-    for overflow in (*[False] * good, *[True] * (PATIENCE_STEPS - 1), False):
+    for overflow in (*[False] * good, *[True] * (settings.max_skips - 1), False):
         one(overflow)
-    for _ in range(PATIENCE_STEPS - 1):
+    for _ in range(settings.max_skips - 1):
         one(True)
     error = said_by_all(lambda: one(True))
     assert re.search(

@@ -43,6 +43,18 @@ def test_a_resume_cuts_the_steps_that_are_made_again(tmp_path: Path) -> None:
     assert _steps(path) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_rollback_cuts_the_steps_that_are_made_again(tmp_path: Path) -> None:
+    tracker = JsonlTracker()
+    tracker.start({}, tmp_path)
+    for step in (1, 2, 3, 4):
+        tracker.log({"step": step, "loss": 1.0})
+    tracker.rewind(2)
+    assert _steps(tmp_path / "metrics.jsonl") == [1, 2]
+    tracker.log({"step": 3, "loss": 2.0})
+    tracker.close("finished")
+    assert [row["loss"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1.0, 1.0, 2.0]
+
+
 def test_a_start_from_zero_cuts_everything(tmp_path: Path) -> None:
     _write(tmp_path, range(1, 4))
     assert _steps(_write(tmp_path, range(1, 3))) == [1, 2]

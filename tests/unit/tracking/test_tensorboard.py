@@ -17,6 +17,9 @@ def test_scalars_are_read_back(tmp_path: Path) -> None:
         tracker.start({"api_key": "hunter2hunter2", "train": {"steps": 4}}, tmp_path)
         for step in steps:
             tracker.log({"step": step, "loss": start + 1.0 / step, "mfu": None, "skipped": False})
+        if start:
+            tracker.rewind(3)
+            tracker.log({"step": 4, "loss": 7.0})
         tracker.close("finished")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorboard's own, of numpy and protobuf
@@ -25,7 +28,8 @@ def test_scalars_are_read_back(tmp_path: Path) -> None:
         events = EventAccumulator(str(tmp_path / "tensorboard"))
         events.Reload()
     loss = {event.step: event.value for event in events.Scalars("loss")}
-    assert loss == pytest.approx({1: 1.0, 2: 0.5, 3: 2 + 1 / 3, 4: 2.25})
+    assert loss == pytest.approx({1: 1.0, 2: 0.5, 3: 2 + 1 / 3, 4: 7.0})
+    assert len(events.Scalars("loss")) == 4  # no step twice
     assert "mfu" not in events.Tags()["scalars"]
     for file in (tmp_path / "tensorboard").iterdir():
         assert b"hunter2" not in file.read_bytes()

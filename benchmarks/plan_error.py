@@ -122,7 +122,32 @@ def sample() -> list[Cell]:
         cells.append(Cell("zero1", preset, world=world, sequence=4096, recompute="block"))
     for name in ("zero1", "zero2", "zero3", "zero3_offload"):
         cells.append(Cell(name, "llama-3.2-1b", None, world=8))
-    return cells
+    return [*cells, *autocast()]
+
+
+def autocast() -> list[Cell]:
+    """fp32 weights under `torch_autocast`, at stages 1 to 3; what is recomputed is not under it."""
+    axes: list[tuple[int, str, int, str | None, str]] = [
+        (2, "llama-3-8b", 1, None, "bfloat16"),
+        (2, "llama-3-8b", 8, None, "bfloat16"),
+        (2, "llama-2-7b", 8, "block", "float16"),
+        (3, "llama-3-8b", 8, None, "float16"),
+        (3, "llama-3.2-1b", 4, "attention", "bfloat16"),
+        (1, "llama-3.2-1b", 4, "mlp", "bfloat16"),
+    ]
+    keys = ("zero_optimization.stage", "torch_autocast.dtype")
+    cells = [
+        Cell(
+            "zero2_autocast",
+            preset,
+            sequence=512,
+            micro_batch=micro_batch,
+            recompute=part,
+            overrides=(f"deepspeed.{keys[0]}={stage}", f"deepspeed.{keys[1]}={dtype}"),
+        )
+        for stage, preset, micro_batch, part, dtype in axes
+    ]
+    return [*cells, Cell("zero2_autocast", "llama-2-7b", 8, world=64, micro_batch=2)]
 
 
 def large() -> list[Cell]:

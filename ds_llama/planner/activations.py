@@ -13,8 +13,8 @@ keeps for each block (model/attention.py, model/mlp.py, model/norm.py):
     down                       the residual stream                  e N D
 
 and the head its two products, dx and dW, instead of the logits (model/loss.py). What else is listed
-here lives inside one operation: it makes peaks and is gone. Under `torch_autocast` everything is
-counted in fp32, though matrix products are narrower there: too much, never too little.
+here lives inside one operation: it makes peaks and is gone. Under `torch_autocast` both are needed:
+what fp32 takes and what half precision takes (planner/autocast.py says which is where).
 """
 
 from __future__ import annotations
@@ -49,18 +49,21 @@ class Activations:
     halves: int  # kept besides by two halves of attention on a CPU: their results, and a mask
     attend: int  # inside attention, where those are joined
 
+    @property
+    def attention(self) -> int:
+        """What attention keeps in all, its result included."""
+        return 2 * self.query + self.attended + self.log_sum + self.halves
 
-def activations(settings: Settings) -> Activations:
-    """Of the micro-batch that the settings name."""
-    model, e, tokens = settings.model, settings.width, settings.tokens
+
+def activations(settings: Settings, element_bytes: int) -> Activations:
+    """Of the micro-batch that the settings name, all in a dtype of so many bytes."""
+    model, e, tokens = settings.model, element_bytes, settings.tokens
     width, query, key = model.hidden_size, model.attention_size, model.key_value_size
     wide = e < 4  # norms and rotations work in fp32, and copy what is not
     sequence = settings.resolved.run.data.sequence_length
     halved = settings.on_cpu and 256 < sequence <= 512  # model/attention.py:85
     turn = 8 + e if wide else 4
-    autocast = settings.resolved.deepspeed.get("torch_autocast") or {}
-    half = wide or bool(autocast.get("enabled"))
-    repeated = key < query and not (half or settings.on_cpu)  # model/attention.py:64
+    repeated = key < query and not (wide or settings.on_cpu)  # model/attention.py:64
     return Activations(
         hidden=e * tokens * width,
         query=e * tokens * query,
@@ -93,12 +96,14 @@ def head(settings: Settings) -> Head:
     """The chunked cross entropy of `model/loss.py`.
 
     dW is summed in fp32 unless two products in bf16 make it; then they are added as they come.
+    Under autocast it works on copies of x and of the weight.
     """
-    model, e, tokens = settings.model, settings.width, settings.tokens
+    model, e, tokens = settings.model, settings.product_width, settings.tokens
     vocabulary, width = model.vocab_size, model.hidden_size
+    copies = e * (tokens + vocabulary) * width if e < settings.width else 0
     chunk, tile = _CHUNK[settings.on_cpu], _TILE[settings.on_cpu]
     rows = max(min(max(chunk // vocabulary // 64 * 64, 64), tokens), 1)
-    narrow = settings.resolved.dtype == "bfloat16" and tokens <= 2 * rows
+    narrow = settings.multiplies_in == "bfloat16" and tokens <= 2 * rows
     tile_rows = min(max(tile // vocabulary, 1), rows)
     buffer = e * rows * vocabulary
     softmax = 2 * 4 * tile_rows * vocabulary
@@ -107,7 +112,7 @@ def head(settings: Settings) -> Head:
     block = min(_BLOCK, vocabulary) * width
     # A chunk's product, which is added to the sum in the sum's dtype unless it is the first.
     product = block * ((0 if narrow else e) if tokens <= rows else e + (4 if sums != e else 0))
-    stretch = e * vocabulary * width if settings.resolved.dtype == "float16" else 0
+    stretch = e * vocabulary * width if settings.multiplies_in == "float16" else 0
     # Scaled block by block in fp32: a copy, where it is not fp32 already, and the product.
     of_weight = block * (4 if sums == 4 else 8)
     of_hidden = min(_BLOCK, tokens) * width * (4 if e == 4 else 8)
@@ -115,6 +120,7 @@ def head(settings: Settings) -> Head:
         kept_hidden=e * tokens * width,
         kept_weight=sums * vocabulary * width,
         working=max(stretch - sums * vocabulary * width, buffer + max(softmax, product))
-        + 24 * tokens,
-        backward=max(of_weight, of_hidden - e * vocabulary * width),
+        + 24 * tokens
+        + copies,
+        backward=max(of_weight, of_hidden - settings.width * vocabulary * width),
     )

@@ -78,7 +78,8 @@ def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory
     states = States(settings, ledger, device_memory_bytes)
     with ledger.phase("construct"):
         states.construct()
-        ledger.hold("other", activations(settings).rotary)  # made to be checked, construct.py:44
+        made = activations(settings, settings.width)
+        ledger.hold("other", made.rotary)  # made to be checked, construct.py:44
         ledger.peek("other", 4 * min(settings.largest, _BLOCK), host=True)
     with ledger.phase("initialise"):
         states.initialise()

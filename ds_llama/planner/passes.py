@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+from ds_llama.planner.autocast import Autocast
 from ds_llama.planner.gathers import Visit, Window, recomputed
 from ds_llama.planner.gradients import Reducer
 from ds_llama.planner.ledger import Ledger
@@ -32,7 +33,9 @@ class Passes:
         windows: Sequence[Window],
     ) -> None:
         self.settings, self.ledger, self.reducer = settings, ledger, reducer
-        self.order, self.walk = order, Walk(settings)
+        narrower = settings.product_width < settings.width
+        self.order, self.walk = order, (Autocast if narrower else Walk)(settings)
+        self.region = self.walk.region(order)
         self.weights = {weight.name: weight for weight in settings.weights}
         # The last weight waits for `finish`: it is the embedding's, whose input has no gradient.
         self.after = windows[-1].after if windows else 0
@@ -67,6 +70,7 @@ class Passes:
             self.ledger.hold(_PARAMETERS, self.copies, host=True)
             self.ledger.peek("other", self.pinning, host=True)
         self._play(self.sections[: self.split])
+        self.ledger.free(_ACTIVATIONS, self.region)
 
     def backward(self) -> None:
         """From the loss to the last gradient; the reducer is told of each."""

@@ -21,6 +21,7 @@ _UNPLAYED = (
     *("zero_optimization.zenflow", "zero_optimization.offload_optimizer.super_offload"),
     *("zero_optimization.zero_quantized_weights", "zero_optimization.zero_quantized_gradients"),
     *("zero_optimization.zero_quantized_nontrainable_weights", "compile.deepcompile"),
+    "torch_autocast.lower_precision_safe_modules",  # sent in half precision, out of another bucket
 )
 
 
@@ -126,6 +127,26 @@ class Settings:
     # --- dtypes ----------------------------------------------------------------------------------
 
     @cached_property
+    def autocast(self) -> bool:
+        """Whether fp32 weights are multiplied in half precision (`torch_autocast`)."""
+        return bool((self.resolved.deepspeed.get("torch_autocast") or {}).get("enabled"))
+
+    @cached_property
+    def multiplies_in(self) -> str:
+        """The dtype of matrix products in the forward pass: torch's name for it."""
+        if not self.autocast:
+            return self.resolved.dtype
+        name = str(self.resolved.deepspeed["torch_autocast"]["dtype"]).removeprefix("torch.")
+        if element_bytes(name) == 4:
+            return "float32"
+        return "bfloat16" if name.startswith("b") else "float16"
+
+    @cached_property
+    def product_width(self) -> int:
+        """Bytes of an element of what those take and give."""
+        return _bytes(self.multiplies_in, self.width)
+
+    @cached_property
     def accumulation_width(self) -> int:
         """Bytes in which micro-batches' gradients are summed (`data_types.grad_accum_dtype`)."""
         section = self.resolved.deepspeed.get("data_types") or {}
@@ -133,7 +154,10 @@ class Settings:
 
     @cached_property
     def communication_width(self) -> int:
-        """Bytes in which gradients are reduced (`communication_data_type`)."""
+        """Bytes in which gradients are reduced (`communication_data_type`, which autocast takes no
+        notice of: base_optimizer.py:393)."""
+        if self.autocast:
+            return self.width
         return _bytes(self.resolved.deepspeed.get("communication_data_type"), self.width)
 
     @cached_property

@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
-from ds_llama.planner.activations import activations, head
+from ds_llama.planner.activations import Activations, activations, head
 from ds_llama.planner.gathers import Visit, Window, recomputed
 from ds_llama.planner.ledger import Ledger, Stretch
 from ds_llama.planner.settings import Settings
@@ -33,9 +33,13 @@ class Walk:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.ledger = settings, Ledger()
-        self.size, self.head = activations(settings), head(settings)
+        self.size, self.head = activations(settings, settings.width), head(settings)
         self.weights = {weight.name: weight for weight in settings.weights}
         self.tied = settings.model.tie_word_embeddings
+
+    def region(self, order: Iterable[Visit]) -> int:
+        """Bytes that go with the end of the forward pass."""
+        return 0
 
     def record(self, visits: Sequence[Visit], windows: Sequence[Window]) -> list[Part]:
         """These visits one after the other, the first one's weights gathered already. `windows`:
@@ -98,8 +102,10 @@ class Walk:
 
     def _v(self, visit: Visit) -> None:
         """The values, then the rotation of queries and keys, and attention itself."""
-        size = self.size
-        self._hold(size.key)
+        self._hold(self.size.key)
+        self._attend(self.size)
+
+    def _attend(self, size: Activations) -> None:
         self._peek(size.rotate_query)
         self._hold(size.query)
         self._peek(size.rotate_key)
@@ -114,9 +120,8 @@ class Walk:
         """The projection beside the stream, and their sum; a part that keeps nothing ends here."""
         size = self.size
         self._hold(size.hidden)
-        kept = 2 * size.query + size.attended + size.log_sum + size.halves
         if not self._keeps(visit, "attention"):
-            self._free(kept)
+            self._free(size.attention)
         self._peek(size.hidden)  # the projection becomes the sum
         if self._part(visit) == "block" and visit.way == "forward":
             self._free(size.hidden + size.rms)
@@ -168,14 +173,14 @@ class Walk:
         self._free(self.size.rms + self.size.hidden)
         self._gradient(visit)
 
-    def _down_backward(self, visit: Visit) -> None:
+    def _down_backward(self, visit: Visit, free: int = 0) -> None:
         """The product is made again for dW; then the gradients of gate and up take its place."""
         inner = self.size.inner
         weight = self.settings.width * self.weights[visit.weights[0]].elements
         with self.ledger.held(_GRADIENTS, weight):
             self._peek(3 * inner)
         # gate and up go, their gradients stay
-        self._gradient(visit)
+        self._gradient(visit, free)
 
     def _up_backward(self, visit: Visit) -> None:
         self._hold(self.size.hidden)
@@ -190,20 +195,22 @@ class Walk:
         self._gradient(visit)
         self._free(self.size.rms + 2 * self.size.hidden)
 
-    def _o_backward(self, visit: Visit) -> None:
+    def _o_backward(self, visit: Visit, free: int = 0) -> None:
         self._hold(self.size.query)
-        self._gradient(visit)
+        self._gradient(visit, free)
 
     def _v_backward(self, visit: Visit) -> None:
         """Attention's own backward and the rotation back come before the projections."""
-        size = self.size
+        self._attend_backward(self.size)
+        self._hold(self.size.hidden)
+        self._gradient(visit, self.size.key)
+
+    def _attend_backward(self, size: Activations) -> None:
         self._hold(size.query + size.attended)
-        self._free(3 * size.query + size.attended + size.log_sum + size.halves)
+        self._free(size.query + size.attention)
         self._peek(size.key)  # summed over the heads that share them
         self._free(size.attended - 2 * size.key)
         self._peek(size.rotate_query)
-        self._hold(size.hidden)
-        self._gradient(visit, size.key)
 
     def _k_backward(self, visit: Visit) -> None:
         self._hold(self.size.hidden)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ds_llama.planner import activations
+from ds_llama.planner.autocast import Autocast
 from ds_llama.planner.flat import FlatReducer
 from ds_llama.planner.sharded import ShardedReducer
 from ds_llama.planner.walk import Walk
@@ -88,6 +89,8 @@ def _nothing(*_: Any) -> None:
 SABOTAGE: dict[str, tuple[object, str, Callable[..., Any]]] = {
     "the head's gradients": (Walk, "_head", _nothing),
     "the bucket's copies": (FlatReducer, "_average", _nothing),
+    "autocast's copies of the weights": (Autocast, "_copy", lambda *_: 0),
+    "the fp32 of what is recomputed": (Autocast, "_again", lambda *_: False),
     "the chunk of logits": (activations, "_CHUNK", (2**22, 2**22)),  # type: ignore[dict-item]
 }
 

@@ -80,7 +80,7 @@ class Save(Hook):
 
     def _tell(self, job: Job) -> None:
         for name, write_s in job.background.written():
-            self._say(job, name, self._pause_s.pop(name), write_s)
+            self._say(job, name, self._pause_s.pop(name, 0.0), write_s)
 
     def _say(self, job: Job, name: str, pause_s: float, write_s: float) -> None:
         job.meter.checkpoint_write_s += write_s

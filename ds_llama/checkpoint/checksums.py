@@ -91,7 +91,7 @@ def _local(engine: Any) -> tuple[Sums, Sums, str]:
     parted: Sums = defaultdict(int)
     copies: Sums = {}
     digest = hashlib.sha256()
-    for piece in pieces(engine):
+    for piece in pieces(engine, swapped=True):
         value = fingerprint(piece.flat, piece.start)
         key = (piece.name, piece.kind)
         if piece.replicated:

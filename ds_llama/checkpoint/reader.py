@@ -3,8 +3,9 @@ saved, without reading the rest.
 
 DeepSpeed's files hold, for each rank, flat partitions of which a parameter's elements may be
 anywhere. state.json's `layout` says where (`layout`); a file's pickle says where in the file a
-partition begins, and the elements are read from there. A tensor is never held but in the caller's
-memory, and the folder has to be verified first: pickles run what they say.
+partition begins, and the elements are read from there. What was on NVMe has a file of its own
+(`swapped`). A tensor is never held but in the caller's memory, and the folder has to be verified
+first: pickles run what they say.
 
     layout: {"parameters": [[name, shape, trainable], …],
              "ranks": [{"partitions": [elements, …],
@@ -24,8 +25,10 @@ from typing import Any
 
 import torch
 
+from ds_llama.checkpoint import swapped
 from ds_llama.errors import CheckpointError
-from ds_llama.zero.pieces import MASTER, partitions, pieces
+from ds_llama.weights import tensorfile
+from ds_llama.zero.pieces import MASTER, places, sizes
 
 _CHUNK = 1 << 24  # bytes held beside the caller's tensor where they cannot be read into it
 
@@ -33,12 +36,12 @@ _CHUNK = 1 << 24  # bytes held beside the caller's tensor where they cannot be r
 def layout(engine: Any) -> dict[str, Any]:
     """Where this rank's optimizer file will have what: a row for each piece of a master."""
     index = {name: number for number, (name, _) in enumerate(engine.module.named_parameters())}
-    found = (piece for piece in pieces(engine) if piece.kind == MASTER and piece.group is not None)
     return {
-        "partitions": [flat.numel() for flat in partitions(engine)],
+        "partitions": sizes(engine),
         "pieces": [
-            [index[piece.name], piece.start, piece.flat.numel(), piece.group or 0, piece.offset]
-            for piece in found
+            [index[place.name], place.start, place.count, group, place.offset]
+            for group, held in enumerate(places(engine))
+            for place in held
         ],
     }
 
@@ -171,6 +174,8 @@ class Reader:
         """
         if self._stage == 0 or rank >= self._ranks or group >= len(self._sizes[rank]):
             return {}
+        if (rank, group) in self._swapped:
+            return {}
         file, numel = self._optimizer_file(rank), self._sizes[rank][group]
         return {
             kind: self._tensor(Extent.of(file, value), value.shape)
@@ -205,7 +210,7 @@ class Reader:
             yield 0, Extent.of(self._module_file, tensor)
         else:
             for start, count, rank, group, offset in self._places[name]:
-                yield start, self._partition(rank, group, kind).part(offset, count)
+                yield start, self._partition(rank, group)[kind].part(offset, count)
 
     def _frozen(self, name: str) -> Iterator[tuple[int, Extent]]:
         if self._stage < 3:
@@ -219,25 +224,42 @@ class Reader:
             if start < numel:
                 yield start, extent.part(0, min(extent.numel, numel - start))
 
-    def _partition(self, rank: int, group: int, kind: str) -> Extent:
-        file = self._optimizer_file(rank)
-        if kind != MASTER:
-            return Extent.of(file, self._moments(rank, group)[kind])
+    def _partition(self, rank: int, group: int) -> Mapping[str, Extent]:
+        """A partition's master and its moments, by kind."""
+        if (rank, group) in self._swapped:
+            return self._swapped[rank, group]
+        file, moments = self._optimizer_file(rank), self._moments(rank, group)
         states = self._load(file)["optimizer_state_dict"]
         key = "fp32_flat_groups" if self._stage == 3 else "single_partition_of_fp32_groups"
-        return Extent.of(file, states[key][group])
+        kept = {kind: value for kind, value in moments.items() if _is_moment(value)}
+        return {k: Extent.of(file, v) for k, v in (kept | {MASTER: states[key][group]}).items()}
+
+    @cached_property
+    def _swapped(self) -> Mapping[tuple[int, int], Mapping[str, Extent]]:
+        """Of the partitions that were on NVMe, by rank and index."""
+        found: dict[tuple[int, int], dict[str, Extent]] = defaultdict(dict)
+        for rank in range(self._ranks):
+            path = self.folder / swapped.name(rank)
+            if path.exists():
+                with tensorfile.Reader(path) as file:
+                    for key, spec in file.specs.items():
+                        group, _, kind = key.partition(".")
+                        extent = Extent(path, file.offset(key), spec.dtype, spec.numel)
+                        found[rank, int(group)][kind] = extent
+        return dict(found)
 
     def _saved(self, name: str) -> list[str]:
         if name not in self._trained:
             return []
         if self._stage == 0:
-            state, numel = self._whole_state(name), math.prod(self.shapes[name])
-        elif self._places[name]:
-            _, _, rank, group, _ = self._places[name][0]
-            state, numel = self._moments(rank, group), self._sizes[rank][group]
-        else:
-            return []
-        return sorted(k for k, v in state.items() if _is_moment(v) and v.numel() == numel)
+            numel = math.prod(self.shapes[name])
+            held = self._whole_state(name).items()
+            return sorted(k for k, v in held if _is_moment(v) and v.numel() == numel)
+        for _, _, rank, group, _ in self._places[name]:
+            numel = self._sizes[rank][group]
+            found = self._partition(rank, group)
+            return sorted(kind for kind, extent in found.items() if extent.numel == numel)
+        return []
 
     # --- DeepSpeed's files ------------------------------------------------------------------
 

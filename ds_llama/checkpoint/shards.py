@@ -20,10 +20,10 @@ import torch
 from deepspeed import comm
 from deepspeed.checkpoint.constants import OPTIMIZER_STATE_DICT, ZERO_STAGE
 
+from ds_llama.checkpoint import swapped
 from ds_llama.checkpoint.snapshot import Snapshot
-from ds_llama.commit import manifest
 from ds_llama.commit.manifest import Entry
-from ds_llama.zero import world
+from ds_llama.zero import swap, world
 
 T = TypeVar("T")
 
@@ -33,10 +33,12 @@ def write(engine: Any, staged: Path) -> list[Entry]:
 
     Collective, and it returns or raises on each rank by itself: compare afterwards.
     """
-    entries = _saved(engine, staged, lambda content, path: save_hashed(content, path, staged))
-    swapped = staged / "offloaded_tensors" / f"rank{world.rank():02d}"
-    files = sorted(path for path in swapped.rglob("*") if path.is_file())
-    return entries + manifest.entries(staged, files, rank=world.rank())
+    return _saved(
+        engine,
+        staged,
+        lambda content, path: save_hashed(content, path, staged),
+        first=lambda: swapped.write(engine, staged),
+    )
 
 
 @dataclass(frozen=True)
@@ -55,14 +57,20 @@ class Pending:
 def snapshot(engine: Any, staged: Path) -> list[Pending]:
     """Copies in host memory of the files that `write` would write of the engine as it is now.
 
-    Collective like `write`. Not for engines that swap to NVMe, whose files DeepSpeed copies itself.
+    Collective like `write`. Not for engines that swap to NVMe: it is not copied.
     """
     return _saved(engine, staged, lambda content, path: Pending(Snapshot(content), path, staged))
 
 
-def _saved(engine: Any, staged: Path, keep: Callable[[Any, Path], T]) -> list[T]:
-    """What `keep` makes of the files that the engine saves on this rank."""
+def _saved(
+    engine: Any,
+    staged: Path,
+    keep: Callable[[Any, Path], T],
+    first: Callable[[], list[T]] = list,
+) -> list[T]:
+    """What `first` gives, and what `keep` makes of the files that the engine saves on this rank."""
     with _recorded(engine, keep) as recorder:
+        recorder.add(first)
         try:
             # DeepSpeed's own `latest` is written before the other ranks have finished.
             engine.save_checkpoint(str(staged.parent), tag=staged.name, save_latest=False)
@@ -92,14 +100,18 @@ class _Recorder(Generic[T]):
         self.begun = True
         self._wrapped.create(info)
 
-    def save(self, state_dict: Any, path: str) -> None:
+    def add(self, make: Callable[[], list[T]]) -> None:
+        """Keep what is made, unless something has failed before."""
         if self.errors:
             return
         try:
-            self._name_stage(state_dict)
-            self.kept.append(self._keep(state_dict, Path(path)))
+            self.kept += make()
         except Exception as error:
             self.errors.append(error)
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self._name_stage(state_dict)
+        self.add(lambda: [self._keep(state_dict, Path(path))])
 
     def _name_stage(self, state_dict: dict[str, Any]) -> None:
         """BF16_Optimizer does not say its stage, without which zero_to_fp32 reads nothing."""
@@ -115,11 +127,24 @@ def _recorded(engine: Any, keep: Callable[[Any, Path], T]) -> Iterator[_Recorder
     engine.checkpoint_engine = recorder
     # The recovery scripts would go beside the checkpoint and are in every DeepSpeed install.
     engine._copy_recovery_script = lambda save_path: None
+    # Its copies of the swap files would fail before the collectives that follow (engine.py:4937).
+    engine.zero_nvme_offload_optimizer = lambda: False
+    engine._get_param_fragment_func = _frozen
     try:
         yield recorder
     finally:
         engine.checkpoint_engine = wrapped
         del engine._copy_recovery_script
+        del engine.zero_nvme_offload_optimizer, engine._get_param_fragment_func
+
+
+def _frozen(parameter: Any) -> torch.Tensor:
+    """What DeepSpeed saves of a frozen parameter (engine.py:5430), from NVMe too."""
+    if not hasattr(parameter, "ds_id"):
+        return cast("torch.Tensor", parameter.detach().cpu())
+    away = parameter.ds_tensor.status.name != "AVAILABLE"
+    with swap.slice_of(parameter) as flat:
+        return flat.detach().to("cpu", copy=away)
 
 
 def save_hashed(state_dict: Any, path: Path, staged: Path) -> Entry:

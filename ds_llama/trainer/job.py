@@ -23,6 +23,7 @@ from ds_llama.config.run import Run
 from ds_llama.data import open_data
 from ds_llama.data.loader import Loader
 from ds_llama.evals.perplexity import Perplexity, evaluate
+from ds_llama.measure import memory
 from ds_llama.planner import hardware
 from ds_llama.tracking import Tracker, open_trackers
 from ds_llama.trainer.account import Recording
@@ -76,9 +77,11 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
         total, open_loader = _training_data(resolved)
         state = TrainState(total, early_stopping=resolved.run.evaluation.early_stopping)
         if checkpoint is not None:
-            state.restore(resuming.load(engine, checkpoint, resolved))
+            with memory.Watch() as watch:
+                state.restore(resuming.load(engine, checkpoint, resolved))
+            most = max(ranks.gather(watch), key=lambda watch: watch.peak_bytes or 0)
             if world.rank() == 0:
-                _say_resumed(checkpoint, resolved)
+                _say_resumed(checkpoint, resolved, most)
         loader = open_loader(state)
         stack.callback(loader.close)
         job = Job(
@@ -116,11 +119,12 @@ def _without_result(action: Callable[[], object]) -> None:
     action()
 
 
-def _say_resumed(folder: Path, resolved: Resolved) -> None:
+def _say_resumed(folder: Path, resolved: Resolved, most: memory.Watch) -> None:
+    """`most`: of the rank that took the most memory."""
     then = states.read(folder)["run"]
     lines = "".join(f"\n  {line}" for line in changes(then, resolved.to_json()))
     what = f"; what has changed since it was saved:{lines}" if lines else ""
-    print(f"going on from {folder.name}{what}", file=sys.stderr)
+    print(f"going on from {folder.name}, loaded in {most}{what}", file=sys.stderr)
 
 
 def _training_data(resolved: Resolved) -> tuple[int, Callable[[TrainState], Loader]]:

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,6 +85,10 @@ class Reader:
             self._file.close()
             raise
 
+    def offset(self, name: str) -> int:
+        """Where in the file a tensor's first byte is."""
+        return self._starts[name]
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
         """Elements start … stop of a tensor, row major: 1-D, in the file's dtype, on the CPU."""
         spec = self.specs[name]
@@ -143,13 +147,20 @@ class Writer:
     """A safetensors file being written: every tensor in the order of `specs`, then `close`.
 
     The file is on the disk when `close` returns. Raises OSError as the disk gives it.
+    seen: is called with all bytes that are written, in their order.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, Spec]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        specs: Mapping[str, Spec],
+        seen: Callable[[bytes | memoryview], object] = len,
+    ) -> None:
         self._left = list(specs.items())
         self._left.reverse()
+        self._seen = seen
         self._file = path.open("wb")
-        self._file.write(_header(specs))
+        self._write(_header(specs))
 
     def add(self, name: str, parts: Iterable[torch.Tensor]) -> None:
         """Write the next tensor of the header, cast to its dtype there.
@@ -161,9 +172,13 @@ class Writer:
         for part in parts:
             # Only so much is ever held twice: cast, and on the host.
             for piece in part.detach().reshape(-1).split(PART_BYTES // spec.dtype.itemsize):
-                self._file.write(_bytes_of(piece.to("cpu", spec.dtype).contiguous()))
+                self._write(_bytes_of(piece.to("cpu", spec.dtype).contiguous()))
                 written += piece.numel()
         assert (name, written) == (expected, spec.numel)
+
+    def _write(self, content: bytes | memoryview) -> None:
+        self._file.write(content)
+        self._seen(content)
 
     def close(self) -> None:
         """Finish the file; every tensor of the header must have been added."""

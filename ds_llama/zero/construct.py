@@ -82,12 +82,8 @@ def own_part(parameter: nn.Parameter) -> Iterator[tuple[torch.Tensor, int, int]]
     shard = parameter.ds_tensor
     size, total = shard.ds_numel, parameter.ds_numel
     start = min(size * torch.distributed.get_rank(parameter.ds_process_group), total)
-    away = shard.status.name == "NOT_AVAILABLE"
-    if away:
-        parameter.nvme_swapper.swap_in([parameter], async_op=False)
-    yield shard.data, start, min(start + size, total)
-    if away:
-        parameter.nvme_swapper.swap_out_and_release([parameter])
+    with swap.slice_of(parameter, changed=True) as flat:
+        yield flat, start, min(start + size, total)
     # hpZ's copy within the node was made of what was there before, and would be gathered instead
     # (partition_parameters.py:1571).
     parameter.ds_secondary_tensor = None

@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from torch import nn
 
 from ds_llama.errors import RunError
-from ds_llama.zero import holdings, nonfinite, vocabulary
+from ds_llama.zero import holdings, nonfinite, swap, vocabulary
 
 
 def create(
@@ -224,7 +224,8 @@ def refresh_weights(engine: Any) -> None:
     elif stage == 3:
         optimizer._partition_all_parameters()  # what is still gathered would stay as it is
         for index in range(len(optimizer.fp32_partitioned_groups_flat)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(index)
+            with swap.resident(engine, index):
+                optimizer._reassign_or_swap_out_partitioned_parameters(index)
         optimizer.invalidate_secondary_tensor()
         if optimizer.persistent_parameters:
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)

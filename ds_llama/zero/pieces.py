@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
+from ds_llama.zero import swap
+
 WEIGHT, MASTER, GRADIENT = "weight", "master", "gradient"
 
 
@@ -28,8 +30,6 @@ class Piece:
 
     kind: "weight", "master", "gradient", or the optimizer's name of a moment ("exp_avg").
     replicated: every rank has a copy of the same elements.
-    group, offset: at stages 1 to 3, the flat partition of this rank (`partitions`) that holds the
-    master and the moments, and where in it element `start` is.
     """
 
     name: str
@@ -37,25 +37,40 @@ class Piece:
     start: int
     flat: torch.Tensor
     replicated: bool
-    group: int | None = None
-    offset: int = 0
 
 
-def pieces(engine: Any) -> Iterator[Piece]:
-    """Every piece of this rank, in the order of the module's parameters; nothing is copied.
+@dataclass(frozen=True)
+class Place:
+    """Elements `start` … of a parameter: `count` elements of a flat partition from `offset` on."""
 
-    What is swapped out to NVMe is left out.
+    name: str
+    start: int
+    count: int
+    offset: int
+
+
+def pieces(engine: Any, *, swapped: bool = False) -> Iterator[Piece]:
+    """Every piece of this rank; nothing is copied. Weights come first, in the module's order.
+
+    swapped: those on NVMe too, which are left out otherwise. They are read, and each has its
+    memory only until the next piece is asked for; what is written to it is lost.
     """
-    stage = engine.zero_optimization_stage()
-    read = {0: _whole, 1: _of_group, 2: _of_group, 3: _slice}[int(stage)]
+    if engine.zero_optimization_stage() == 0:
+        for name, parameter in engine.module.named_parameters():
+            yield from _whole(engine.optimizer, name, parameter)
+        return
     for name, parameter in engine.module.named_parameters():
-        yield from read(engine.optimizer, name, parameter)
+        yield from _weights(name, parameter, swapped)
+    for index, held in enumerate(places(engine)):
+        if swapped or not swap.is_away(engine, index):
+            with swap.resident(engine, index):
+                yield from of_partition(engine, index, held)
 
 
 def partitions(engine: Any) -> list[torch.Tensor]:
-    """This rank's flat masters at stages 1 to 3, by the `group` of a piece; none at stage 0.
+    """This rank's flat masters at stages 1 to 3, by the index that `places` go by; none at stage 0.
 
-    The inner optimizer's state has each as a key.
+    The inner optimizer's state has each as a key. Those on NVMe have no content (`sizes`).
     """
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 0:
@@ -66,6 +81,34 @@ def partitions(engine: Any) -> list[torch.Tensor]:
     return list(
         optimizer.fp32_groups_flat_partition if own else optimizer.single_partition_of_fp32_groups
     )
+
+
+def sizes(engine: Any) -> list[int]:
+    """Elements of each of `partitions`."""
+    if engine.zero_optimization_stage() == 3:
+        return [int(numel) for numel in engine.optimizer.fp16_partitioned_groups_flat_numel]
+    return [flat.numel() for flat in partitions(engine)]
+
+
+def places(engine: Any) -> list[list[Place]]:
+    """What each of `partitions` has of which parameter; a frozen parameter is in none."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    found: list[list[Place]] = [[] for _ in partitions(engine)]
+    for name, parameter in engine.module.named_parameters() if found else ():
+        place = _place_of_slice if stage == 3 else _place_in_group
+        for index, start, count, offset in place(optimizer, parameter):
+            found[index].append(Place(name, start, count, offset))
+    return found
+
+
+def of_partition(engine: Any, index: int, held: Sequence[Place]) -> Iterator[Piece]:
+    """The pieces of a partition that is in memory; `held`: its row of `places`."""
+    flat = partitions(engine)[index]
+    state = engine.optimizer.optimizer.state.get(flat, {})
+    for kind, tensor in [(MASTER, flat.data), *_moments(state, flat.numel())]:
+        for place in held:
+            piece = tensor.view(-1).narrow(0, place.offset, place.count)
+            yield Piece(place.name, kind, place.start, piece, False)
 
 
 def gradients(engine: Any) -> Iterator[Piece]:
@@ -110,9 +153,7 @@ def _gradient_of_group(optimizer: Any, name: str, parameter: Any) -> Iterator[Pi
 
 
 def _gradient_slice(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
-    size = parameter.ds_tensor.ds_numel
-    start = size * torch.distributed.get_rank(parameter.ds_process_group)
-    count = max(0, min(size, parameter.ds_numel - start))  # the rest of the slice is padding
+    start, count = _slice(parameter)
     index, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
     if optimizer.offload_optimizer:
         parts = [optimizer.fp32_partitioned_groups_flat[index].grad]
@@ -139,46 +180,38 @@ def _whole(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
         yield Piece(name, kind, 0, moment, True)
 
 
-def _of_group(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
-    yield Piece(name, WEIGHT, 0, parameter.data.view(-1), True)
-    mapping = getattr(parameter, "_hp_mapping", None)
-    if mapping is None:  # another rank has it, or it is frozen
+def _weights(name: str, parameter: Any, swapped: bool) -> Iterator[Piece]:
+    """The weight that forward uses; at stage 3 this rank's slice, and the whole while gathered."""
+    if not hasattr(parameter, "ds_id"):
+        yield Piece(name, WEIGHT, 0, parameter.data.view(-1), True)
         return
-    own = isinstance(optimizer, BF16_Optimizer)
-    groups = (
-        optimizer.fp32_groups_flat_partition if own else optimizer.single_partition_of_fp32_groups
-    )
-    group = groups[mapping.param_group_index]
-    start, address = mapping.lp_fragment_address.start, mapping.hp_fragment_address
-    for kind, flat in _group_tensors(optimizer, group):
-        piece = flat.view(-1).narrow(0, address.start, address.numel)
-        yield Piece(name, kind, start, piece, False, mapping.param_group_index, address.start)
-
-
-def _slice(optimizer: Any, name: str, parameter: Any) -> Iterator[Piece]:
-    shard = parameter.ds_tensor
-    size = shard.ds_numel
-    start = size * torch.distributed.get_rank(parameter.ds_process_group)
-    count = max(0, min(size, parameter.ds_numel - start))  # the rest of the slice is padding
-    if shard.status.name == "AVAILABLE":
-        yield Piece(name, WEIGHT, start, shard.data.view(-1)[:count], False)
+    if swapped or parameter.ds_tensor.status.name == "AVAILABLE":
+        start, count = _slice(parameter)
+        with swap.slice_of(parameter) as flat:
+            yield Piece(name, WEIGHT, start, flat.view(-1)[:count], False)
     if parameter.ds_status.name == "AVAILABLE":
         yield Piece(name, WEIGHT, 0, parameter.data.view(-1), True)
+
+
+def _slice(parameter: Any) -> tuple[int, int]:
+    """First element of this rank's slice, and how many there are before its padding."""
+    size = parameter.ds_tensor.ds_numel
+    start = size * torch.distributed.get_rank(parameter.ds_process_group)
+    return start, max(0, min(size, parameter.ds_numel - start))
+
+
+def _place_in_group(optimizer: Any, parameter: Any) -> Iterator[tuple[int, int, int, int]]:
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is not None:  # neither another rank's nor frozen
+        start, address = mapping.lp_fragment_address.start, mapping.hp_fragment_address
+        yield mapping.param_group_index, start, address.numel, address.start
+
+
+def _place_of_slice(optimizer: Any, parameter: Any) -> Iterator[tuple[int, int, int, int]]:
     position = optimizer.grad_position.get(optimizer.get_param_id(parameter))
-    if position is None:  # frozen
-        return
-    index, offset, _ = position
-    group = optimizer.fp32_partitioned_groups_flat[index]
-    if group.numel() == 0:
-        return
-    for kind, flat in _group_tensors(optimizer, group):
-        piece = flat.view(-1).narrow(0, offset, count)
-        yield Piece(name, kind, start, piece, False, index, offset)
-
-
-def _group_tensors(optimizer: Any, group: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    yield MASTER, group.data
-    yield from _moments(optimizer.optimizer.state.get(group, {}), group.numel())
+    if position is not None:  # not frozen
+        index, offset, _ = position
+        yield (index, *_slice(parameter), offset)
 
 
 def _moments(state: dict[str, Any], numel: int) -> Iterator[tuple[str, torch.Tensor]]:

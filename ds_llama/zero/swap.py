@@ -1,13 +1,20 @@
-"""What offload to NVMe needs before DeepSpeed swaps: a folder, the op, and one mended call."""
+"""Offload to NVMe: what DeepSpeed needs before it swaps, and what it has swapped, read for a while.
+
+An update reads one partition of the optimizer at a time into buffers, and writes it back; a forward
+pass does the same with slices of weights. In between a checkpoint reads them by the same calls.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.swap_tensor import (
     async_swapper,
@@ -62,6 +69,79 @@ def _once(swap_in: Any) -> Any:
         swap_in(list({id(param): param for param in params}.values()), *args, **kwargs)
 
     return run
+
+
+def is_away(engine: Any, index: int) -> bool:
+    """Whether a partition of the optimizer has memory of its own during an update only.
+
+    Small ones stay in memory (swap_tensor/optimizer_utils.py:224). How many elements its tensors
+    have does not say it: the pipelined swapper leaves them looking at buffers that others use now
+    (pipelined_optimizer_swapper.py:198).
+    """
+    optimizer = engine.optimizer
+    swaps = getattr(optimizer, "swap_optimizer", False)
+    return bool(swaps and optimizer._swappable_optimizer_subgroup(index))
+
+
+@contextmanager
+def resident(engine: Any, index: int, *, changed: bool = False) -> Iterator[None]:
+    """The master and the moments of a partition in memory while the context is open.
+
+    changed: they are written back. Not for between a backward pass and its update. Nothing is done
+    for a partition that is not on NVMe.
+    """
+    if not is_away(engine, index):
+        yield
+        return
+    optimizer = engine.optimizer
+    flat, swapper = optimizer.fp32_partitioned_groups_flat[index], optimizer.optimizer_swapper
+    swapper.swap_in_optimizer_state(flat, async_parameter=None)
+    try:
+        yield
+    except BaseException:
+        optimizer._release_swap_buffers(index)
+        raise
+    if not changed:
+        optimizer._release_swap_buffers(index)
+        return
+    swapper.swap_out_optimizer_state(flat, async_swap=False)
+    # Moments that were made inside would stay in memory until the next update of the pipelined one.
+    swapper._get_param_swap_info(flat).release_memory()
+    flat.grad = None
+
+
+def forget_states(engine: Any) -> None:
+    """Before moments are made anew: a swapper lists those of a partition once, and keeps to it."""
+    optimizer = engine.optimizer
+    if getattr(optimizer, "swap_optimizer", False):
+        optimizer.optimizer_swapper.purge_state()
+        for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            if is_away(engine, index):
+                optimizer.optimizer.state.pop(flat, None)
+
+
+@contextmanager
+def slice_of(parameter: nn.Parameter, *, changed: bool = False) -> Iterator[torch.Tensor]:
+    """This rank's slice of a ZeRO-3 parameter, flat, read from NVMe where it lives there.
+
+    changed: it is then written back.
+    """
+    shard, swapper = parameter.ds_tensor, getattr(parameter, "nvme_swapper", None)
+    if shard.status.name == "INFLIGHT":
+        swapper.synchronize_reads()
+    if shard.status.name == "AVAILABLE":
+        yield shard.data
+        return
+    swapper.swap_in([parameter], async_op=False)
+    try:
+        yield shard.data
+    except BaseException:
+        swapper.remove_partition_and_release_buffers([parameter])
+        raise
+    if changed:
+        swapper.swap_out_and_release([parameter])
+    else:
+        swapper.remove_partition_and_release_buffers([parameter])
 
 
 @cache

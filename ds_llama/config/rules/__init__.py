@@ -97,17 +97,11 @@ class Context:
     def unsaved(self) -> dict[str, str]:
         """Keys that keep a part of the run's state where DeepSpeed cannot resume it, and which.
 
-        NVMe: engine.py:4456 loads no optimizer file then, and the moments that it copies back are
-        zeroed by the next step. SuperOffload: the moments belong to an optimizer in another
-        process, which nobody asks for them (superoffload/superoffload_utils.py:74).
+        SuperOffload: the moments belong to an optimizer in another process, which nobody asks for
+        them (superoffload/superoffload_utils.py:74).
         """
-        found = {
-            f"zero_optimization.{name}.device": "what is offloaded to NVMe"
-            for name in ("offload_optimizer", "offload_param")
-            if self.offload(name) == "nvme"
-        }
         key = "zero_optimization.offload_optimizer.super_offload"
-        return found | ({key: "the moments of SuperOffload"} if self.get(key, False) else {})
+        return {key: "the moments of SuperOffload"} if self.get(key, False) else {}
 
 
 Rule = Callable[[Context], Iterator[Problem]]

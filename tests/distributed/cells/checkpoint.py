@@ -34,16 +34,28 @@ from tests.campaigns import resume_anywhere
 from tests.distributed.runs import global_batch, make_run, split
 
 MICRO = 2
-# 131 is prime: no world size divides the embedding, whose last slices are padding at stage 3.
-MODEL = {"vocab_size": 131, "num_hidden_layers": 1}
+# 131 is prime: no world size divides the embedding's rows. With an odd hidden size as well the last
+# slices are padded at stage 3.
+MODEL = {"vocab_size": 131, "head_dim": 16, "num_hidden_layers": 1}
 
 
-def engine_for(folder: Path, *, seed: int = 0, tied: bool = False, **keys: Any) -> Any:
+def engine_for(
+    folder: Path,
+    *,
+    seed: int = 0,
+    tied: bool = False,
+    frozen: tuple[str, ...] = (),
+    hidden_size: int = 64,
+    **keys: Any,
+) -> Any:
     train = {"steps": 4, "seed": seed, "micro_batch_size": MICRO}
     train["global_batch_size"] = MICRO * world.world_size()
-    keys["model"] = MODEL | {"tie_word_embeddings": tied}
+    keys["model"] = MODEL | {"tie_word_embeddings": tied, "hidden_size": hidden_size}
     run = make_run(folder, world=world.world_size(), micro_batch_size=MICRO, train=train, **keys)
-    return register(construct(run), run)
+    model = construct(run)
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    return register(model, run)
 
 
 def train(engine: Any, first: int, last: int) -> list[tuple[float, float | None]]:

@@ -194,13 +194,6 @@ CASES = [
     ),
     (
         "unsaved-checkpoints",
-        "zero_optimization.offload_param.device",
-        zero(3, offload_param={**NVME, "nvme_path": "nvme"}),
-        zero(3, offload_param=CPU),
-        SAVING,
-    ),
-    (
-        "unsaved-checkpoints",
         "zero_optimization.offload_optimizer.super_offload",
         zero(3, offload_optimizer={**CPU, "super_offload": True}),
         zero(3, offload_optimizer=CPU),

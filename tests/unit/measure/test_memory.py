@@ -40,6 +40,23 @@ def test_peak_is_seen_and_reset() -> None:
     assert again < after.peak_rss_bytes - 48 * MIB
 
 
+@linux
+def test_a_watch_says_what_was_taken_while_it_was_entered() -> None:
+    if not memory.reset_peak_rss():
+        pytest.skip("this kernel does not let a process reset its peak")
+    with memory.Watch() as watch:
+        _touch(96 * MIB)
+    assert watch.peak_bytes is not None
+    assert watch.held_bytes is not None
+    assert watch.peak_bytes - watch.held_bytes > 48 * MIB
+    watch.seconds, watch.peak_bytes, watch.held_bytes = 1.5, 3 * MIB, 2 * MIB
+    assert str(watch).startswith("1.5 s, peak 3 MiB (2 MiB held after)")
+    watch.device_peak_bytes = 5 * MIB
+    assert str(watch) == "1.5 s, peak 3 MiB (2 MiB held after), 5 MiB on the device"
+    watch.peak_bytes = watch.device_peak_bytes = None
+    assert str(watch) == "1.5 s"
+
+
 def test_status_is_read_in_kibibytes() -> None:
     status = "Name:\tpython\nVmHWM:\t  2048 kB\nVmRSS:\t   1024 kB\nThreads:\t1\n"
     assert memory.parse_status(status).to_dict() == {

@@ -41,7 +41,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "3+nvme-all": {"stage": 3, "offload": "nvme-all"},
 }
 MORE = {"fp32": {"0": {"stage": 0}}, "bf16": {"2": {"stage": 2}}}
-SHORT = ("1", "3+all", "3+nvme-all")
+SHORT = ("1", "3+all")
 # All odd: no world divides the embedding, a matrix of the MLP or a norm, nor a row of them.
 MODEL = {
     "vocab_size": 131,

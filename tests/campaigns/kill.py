@@ -298,7 +298,7 @@ class Story:
 def _went_on(launch: Launch, expected: int | None) -> list[str]:
     """What is wrong with where a launch began; nothing is, if it was killed before it said so."""
     text = launch.log.read_text(errors="replace")
-    said = [line.split()[3].rstrip(";") for line in text.splitlines() if _GOING_ON in line]
+    said = [line.split()[3].rstrip(";,") for line in text.splitlines() if _GOING_ON in line]
     if said and said != [names.step_name(expected or 0)]:
         return [f"went on from {said}, newest was {expected}"]
     return []

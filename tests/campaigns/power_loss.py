@@ -13,8 +13,8 @@ returned. Then once more after `protocol.recover`.
     prune    a save killed at each of its calls, then `ds-llama checkpoint prune`
     engine   three saves of a real engine on two ranks, stage 3: at most N states a call, drawn
 
-Beside them the twins that must lose something: without any fsync, without those of files, without
-those of folders, and without those of each place in the code. Prints a line each, with the number
+Beside them the twins that must lose something: without any fsync, without those of files, and
+without those of folders. Prints a line each, with the number
 of states; exits with 1 when a save loses anything, or a twin nothing.
 """
 
@@ -30,7 +30,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from ds_llama.commit import disk, listing, manifest, names, protocol
@@ -216,7 +215,7 @@ def lose_power(row: Row, history: History, place: Path, most: int, draw: random.
 
 def judge(state: State, committed: int, place: Path) -> str | None:
     """What is wrong with a state after which the save of step `committed` had returned."""
-    disk_folder, store = place / "disk", place / "store"
+    disk_folder, store = place / "found", place / "store"
     disk_folder.mkdir()
     store.mkdir(exist_ok=True)
     try:
@@ -252,12 +251,10 @@ def campaign(folder: Path, seed: int, most: int, *, short: bool) -> Iterator[Row
     }
     if not short:
         kinds["engine"] = (engine, most)
-    recorded: list[History] = []
     for name, (record, limit) in kinds.items():
         place = folder / name
         place.mkdir()
         histories = [*record(place)]
-        recorded += histories if name != "engine" else []
         row = Row(name)
         for history in histories:
             lose_power(row, history, place, limit, random.Random(seed))
@@ -265,13 +262,6 @@ def campaign(folder: Path, seed: int, most: int, *, short: bool) -> Iterator[Row
         if name in ("saves", "engine"):
             for without, dropped in WITHOUT.items():
                 yield _twin(f"{name} without {without}", histories, dropped, place, seed)
-    for site in () if short else sorted({op.site for ops, _ in recorded for op in ops if op.site}):
-        dropped = partial(_is_of, site)
-        yield _twin(f"without fsync in {site}", recorded, dropped, folder / "saves", seed)
-
-
-def _is_of(site: str, op: Op) -> bool:
-    return op.site == site
 
 
 def _twin(

@@ -115,9 +115,16 @@ def simulate_into(rows: list[Row], jobs: int) -> None:
                 row["error"] = None if isinstance(outcome, Simulation) else str(outcome)
                 if isinstance(outcome, Simulation):
                     found = outcome.to_dict()
-                    row["simulated"] = {key: found[key] for key in PARTS}
+                    row["simulated"] = {
+                        key: [_total(phase) for phase in found[key]] for key in PARTS
+                    }
                 worst = max((abs(gap.share) for gap in _gaps(row)), default=float("nan"))
                 print(f"{worst:9.4%}  {row['cell']} world {row['world_size']}", flush=True)
+
+
+def _total(phase: Row) -> Row:
+    sizes = {what: phase["total"][what] for what in ("now_bytes", "peak_bytes")}
+    return {"name": phase["name"], "total": sizes}
 
 
 def _requests(rows: list[Row]) -> list[Request]:

@@ -97,6 +97,7 @@ def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], tra
     swap.prepare(resolved)
     swap.mend(model)
     engine, *_ = engines.create(model, config, **chosen)
+    swap.keep_unaligned(engine)
     clipping = _clip(engine, section) if section is not None else None
     if config.get("compile", {}).get("deepcompile"):
         engine.compile()  # until then DeepSpeed trains as if the key were not there

@@ -32,6 +32,7 @@ from ds_llama.zero import world
 
 # Kept open as long as the process lives: the kernel lets go of the lock with it.
 _HELD: dict[str, int] = {}
+_SECTOR = 512  # bytes: what memory for direct I/O is aligned to
 
 
 def prepare(resolved: Resolved) -> None:
@@ -62,6 +63,28 @@ def mend(model: nn.Module) -> None:
         if not hasattr(swapper, "ds_llama_swap_in"):
             swapper.ds_llama_swap_in = swapper.swap_in
             swapper.swap_in = _once(swapper.swap_in)
+
+
+def keep_unaligned(engine: Any) -> None:
+    """Leave in memory what direct I/O could not read back: gradients at odd places of a partition.
+
+    They are read into the middle of a buffer, which the kernel refuses unless it is at a multiple
+    of 512 bytes; nobody looks, and the update is made with what the buffer held before
+    (swap_tensor/partitioned_optimizer_swapper.py:195). What is not swapped waits in memory.
+    """
+    swapper = getattr(engine.optimizer, "optimizer_swapper", None)
+    if swapper is None:
+        return
+    adjust = swapper._adjust_for_misaligned_lengths
+
+    def run(tensors: Any, offsets: Any) -> Any:
+        found = adjust(tensors, offsets)
+        for tensor, offset in zip(*found, strict=True):
+            if offset * tensor.element_size() % _SECTOR:
+                tensor.swappable = False
+        return found
+
+    swapper._adjust_for_misaligned_lengths = run
 
 
 def _once(swap_in: Any) -> Any:

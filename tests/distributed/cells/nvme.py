@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +99,37 @@ def frozen_goes_on(folder: Path) -> None:
             np.testing.assert_allclose(train(fresh, 3, 4), expected, rtol=tolerance)
 
 
+@swapping_little()
+def unaligned_gradients_are_read(folder: Path) -> None:
+    """Slices of odd sizes in one partition train as they do in memory; left to DeepSpeed they do
+    not."""
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = train(engine_for(folder, stage=3, offload="all", hidden_size=65), 1, 4)
+    swapped = on_nvme(folder, 1_000_000)
+    found = train(engine_for(folder, hidden_size=65, **swapped), 1, 4)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swap, "keep_unaligned", lambda engine: None)
+        misread = train(engine_for(folder, hidden_size=65, **swapped), 1, 4)
+    assert np.allclose(misread, expected, rtol=1e-5) == reads_anywhere(folder)
+
+
+def reads_anywhere(folder: Path) -> bool:
+    """Whether the kernel reads a file of this folder directly into memory at any multiple of 4."""
+    path = folder / f"probe-{world.rank()}"
+    path.write_bytes(bytes(8192))
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 8192) as memory, memoryview(memory)[4:4100] as odd:
+            return os.preadv(descriptor, [odd], 0) == 4096
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
 CELLS: dict[str, tuple[tuple[int, ...], Callable[[Path], None]]] = {
     "goes_on": ((2,), goes_on),
     "frozen": ((2,), frozen_goes_on),
+    "unaligned": ((2,), unaligned_gradients_are_read),
 }

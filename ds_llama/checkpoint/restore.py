@@ -47,6 +47,7 @@ def restore(engine: Any, reader: Reader) -> None:
         if name in buffers:
             buffer.copy_(buffers[name])
     engines.share_moments(engine)
+    engines.recount(engine)
     engines.refresh_weights(engine)
 
 

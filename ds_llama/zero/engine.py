@@ -201,6 +201,21 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def recount(engine: Any) -> None:
+    """Let DeepSpeedCPUAdam round as if it had made every update itself; after a resume.
+
+    Its C++ multiplies beta^step up from update to update, and takes a power where it is given a
+    step that does not follow (csrc/includes/cpu_adam.h:71): the last bits differ.
+    """
+    inner = inner_optimizers(engine)[0]
+    if not hasattr(inner, "ds_opt_adam"):
+        return
+    nothing = [torch.zeros(1) for _ in range(4)]
+    settings = (*inner.param_groups[0]["betas"], 1e-8, 0.0, True)
+    for step in range(1, (adam_step(engine) or 0) + 1):
+        inner.ds_opt_adam.adam_update(inner.opt_id, step, 0.0, *settings, *nothing)
+
+
 def parameter_order(engine: Any) -> list[str] | None:
     """Names in the order of the optimizer's groups at stage 0, whose files number parameters only.
 

@@ -1,12 +1,12 @@
 """Runs killed at random moments and taken up again until they end, beside runs that were not.
 
-    python -m tests.campaigns.kill [--trials N] [--inside SHARE] [--seed S]
+    python -m tests.campaigns.kill [--trials N] [--inside SHARE] [--seed S] [--cells PATTERN]
 
 Every trial is `ds-llama train RUN --nproc 2 --resume auto` under the deepspeed launcher, saving
 after every step, and one kill -9: of one rank, of all of them, or of the launcher (`ds-llama
 train`, DeepSpeed's runner or its launch.py). SHARE of the kills are aimed into a save: the driver
 waits for a save to begin, and then for a random part of the time that one takes; the others come
-at any moment of the launch. After each kill
+at any moment of the launch. Some cells save in the background. After each kill
 
     no process of the launch is alive, and the launch did not end in 0;
     the newest complete checkpoint is the one that it was at the kill, or a newer one, and every one
@@ -15,7 +15,9 @@ at any moment of the launch. After each kill
 
 and a run that came to its end after all its kills has the rows of metrics.jsonl (losses, norms,
 learning rates, tokens) and the checksums of weights, masters and moments of the run that was never
-killed, bit for bit. Prints a line a trial, then a table; exits with 1 if anything was lost.
+killed, bit for bit. A kill that comes too late, to a launch that then ends in 0, is none: what it
+left is judged as that of a run that has ended, at the moment it says 0, and the trial is repeated.
+Prints a line a trial, then a table; exits with 1 if anything was lost.
 
 Processes are forked from this one after its imports (warm.py), and are else what they always are.
 """
@@ -23,19 +25,19 @@ Processes are forked from this one after its imports (warm.py), and are else wha
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import random
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ from ds_llama.data import ShardWriter
 from ds_llama.selftest.cells import Cell
 from ds_llama.tracking.jsonl import read_rows
 from tests.campaigns import warm
+from tests.campaigns.launched import GONE_S, Launch, adopt_orphans
 
 STEPS = 8
 CELLS = (
@@ -55,9 +58,9 @@ CELLS = (
     *(Cell("bf16", 2, "optimizer"), Cell("fp32", 1), Cell("bf16", 2), Cell("fp32", 3)),
     Cell("bf16", 3, "optimizer"),
 )
+IN_BACKGROUND = (Cell("bf16", 2, "optimizer"), Cell("fp32", 3), Cell("bf16", 3))
 VICTIMS = ("one rank", "all ranks", "launcher")
-GONE_S, HUNG_S, _POLL_S = 60.0, 300.0, 0.001
-_PR_SET_CHILD_SUBREAPER = 36
+SLOW_S = 10.0
 _GOING_ON = "going on from step-"
 # What a row of metrics.jsonl says of the training itself: the rest is time and memory.
 EXACT = ("loss", "perplexity", "lr", "grad_norm", "clip_coef", "skipped", "tokens_seen")
@@ -79,7 +82,7 @@ class Trial:
         where = "in a save" if self.inside else "elsewhere"
         gone = "never" if self.gone_s is None else f"{self.gone_s:4.1f} s"
         return (
-            f"{self.cell:24}{self.victim:16}{where:10} newest {self.before or '-':>3}, found"
+            f"{self.cell:28}{self.victim:16}{where:10} newest {self.before or '-':>3}, found"
             f" {self.after or '-':>3}, gone in {gone}  {'; '.join(self.wrong)}"
         )
 
@@ -106,111 +109,25 @@ def newest(root: Path) -> int | None:
     return found.step if found else None
 
 
-class Launch:
-    """`ds-llama train` on two ranks, and who belongs to it."""
-
-    def __init__(self, run: Path, output: Path) -> None:
-        self.root, self.log = output / "checkpoints", output.with_suffix(".log")
-        self._began_ns, self.began = time.time_ns(), time.monotonic()
-        words = ("-m", "ds_llama", "train", str(run), f"output={output}", "--nproc", "2")
-        with self.log.open("w") as log:
-            self.child = subprocess.Popen(
-                [sys.executable, *words], stdout=log, stderr=log, start_new_session=True
-            )
-
-    def victims(self, kind: str, draw: random.Random) -> tuple[str, list[psutil.Process]]:
-        """Processes to kill. The launcher's own, while no rank has been started."""
-        line = [psutil.Process(self.child.pid)]
-        ranks = line[0].children()
-        while len(line) < 3 and ranks:  # DeepSpeed's runner and launch.py have one child each
-            line.append(ranks[0])
-            ranks = ranks[0].children()
-        if kind == "launcher" or len(line) < 3 or not ranks:
-            index = draw.randrange(len(line))
-            return ("ds-llama train", "runner", "launch.py")[index], [line[index]]
-        chosen = ranks if kind == "all ranks" else [draw.choice(ranks)]
-        return kind, chosen
-
-    def is_saving(self) -> bool:
-        """Whether this launch's own save is under way; a killed one's leavings are older."""
-        with suppress(OSError), os.scandir(self.root) as entries:
-            return any(_is_newer(e, self._began_ns) for e in entries if _is_being_saved(e.name))
-        return False
-
-    def wait(self, condition: Callable[[], bool] = lambda: False, limit_s: float = HUNG_S) -> bool:
-        """Whether `condition` came true, before the launch ended or `limit_s` was over."""
-        end = time.monotonic() + limit_s
-        while self.child.poll() is None and time.monotonic() < end:
-            if condition():
-                return True
-            time.sleep(_POLL_S)
-        return False
-
-    def ended(self) -> int:
-        """The exit code of a launch that nobody kills; raises SystemExit for one that hangs."""
-        self.wait()
-        if self.child.poll() is None:
-            raise SystemExit(f"{self.log} did not end: {self.log.read_text()[-3000:]}")
-        return int(self.child.returncode)
-
-    def gone_after(self) -> float | None:
-        """Seconds until no process of the launch is alive; None, and an end to them, if they stay.
-
-        Those that lose their parent become this process's children (`adopt_orphans`).
-        """
-        began = time.monotonic()
-        while time.monotonic() - began < GONE_S:
-            left = [p for p in psutil.Process().children(recursive=True) if _alive(p)]
-            if not left and self.child.poll() is not None:
-                with suppress(ChildProcessError):
-                    while os.waitpid(-1, os.WNOHANG)[0]:
-                        pass
-                return time.monotonic() - began
-            time.sleep(0.05)
-        for process in left:
-            with suppress(psutil.Error):
-                process.kill()
-        self.child.wait()
-        return None
-
-
-def adopt_orphans() -> None:
-    """Make this process the parent of every descendant that loses its own."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _is_being_saved(name: str) -> bool:
-    return name.startswith((names.STAGING, names.REPLACED, names.REMOVING))
-
-
-def _is_newer(entry: os.DirEntry[str], time_ns: int) -> bool:
-    with suppress(OSError):
-        return entry.stat().st_mtime_ns > time_ns
-    return False
-
-
-def _alive(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
 @dataclass
 class Story:
     """A cell's runs: the one that is never killed, and those that are, one after the other."""
 
     cell: Cell
     folder: Path
+    background: bool = False
     ended: int = 0
+    late: int = 0
     save_s: float = 0.0
     launch_s: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        """Precision, stage and offload."""
+        """Precision, stage, offload, and how it saves."""
         offload = "" if self.cell.offload == "none" else f"+{self.cell.offload}"
-        return f"{self.cell.precision} {self.cell.stage}{offload}"
+        background = " background" if self.background else ""
+        return f"{self.cell.precision} {self.cell.stage}{offload}{background}"
 
     @property
     def output(self) -> Path:
@@ -227,7 +144,10 @@ class Story:
             "data": {"train": str(self.folder.parent / "shard"), "sequence_length": TOKENS},
             "optimizer": {"lr": 1e-2, "warmup_steps": 3},
             "train": {"steps": STEPS, "global_batch_size": 4, "micro_batch_size": 1},
-            "checkpoint": {"every_steps": 1, "keep_last": 2, "export": False},
+            "checkpoint": {
+                **{"every_steps": 1, "keep_last": 2, "export": False},
+                "background": self.background,
+            },
             "deepspeed": self.cell.deepspeed(),
         }
         (self.folder / "run.json").write_text(json.dumps(run))
@@ -241,7 +161,7 @@ class Story:
         self.launch_s, self.save_s = time.monotonic() - launch.began, statistics.median(saves)
 
     def trial(self, kind: str, inside: bool, draw: random.Random) -> Trial | None:
-        """Launch and kill; None when the run came to its end first."""
+        """Launch and kill; None when the run came to its end before the kill, or in spite of it."""
         expected = newest(self.output / "checkpoints")
         launch = Launch(self.folder / "run.json", self.output)
         victim, processes = "", list[psutil.Process]()
@@ -255,14 +175,24 @@ class Story:
         for process in processes:
             with suppress(psutil.Error):
                 process.kill()
-        gone_s = launch.gone_after()
+        killed = time.monotonic()
+        launch.wait(limit_s=GONE_S)
+        if launch.child.returncode == 0:
+            # Whoever was killed had nothing left to do. What it says is done has to be done now,
+            # and not by processes that it left behind.
+            self._judge_the_end(launch, expected)
+            self.late += 1
+            if launch.gone_after(killed) is None:
+                self.wrong.append(f"{self.name}: processes were left by a run that had ended")
+            return None
+        gone_s = launch.gone_after(killed)
         after = newest(launch.root)
         trial = Trial(self.name, victim, saving, before, after, gone_s)
         trial.wrong += _went_on(launch, expected) + damaged(launch.root)
         if gone_s is None:
             trial.wrong.append(f"processes were left {GONE_S:g} s later")
-        if launch.child.returncode == 0:
-            trial.wrong.append("the launch ended in 0")
+        elif gone_s > SLOW_S:
+            print(f"gone in {gone_s:.1f} s: {launch.log.read_text()[-3000:]}", flush=True)
         if (after or 0) < (before or 0):
             trial.wrong.append(f"step {before} was lost")
         return trial
@@ -287,6 +217,8 @@ class Story:
         wrong = _went_on(launch, expected)
         if code:
             wrong.append(f"exit code {code}: {launch.log.read_text()[-3000:]}")
+        elif newest(launch.root) != STEPS:
+            wrong.append(f"it ended in 0 with step {newest(launch.root)} as its newest")
         elif curve(self.output) != curve(whole):
             wrong.append("the loss curve is another one")
         elif _sums(self.output) != _sums(whole):
@@ -311,7 +243,7 @@ def _sums(output: Path) -> Any:
 
 
 def campaign(
-    folder: Path, trials: int, share: float, seed: int, cells: Sequence[Cell]
+    folder: Path, trials: int, share: float, seed: int, pattern: str
 ) -> tuple[list[Trial], list[Story]]:
     """All trials, at least `share` of them inside a save, and what came of each cell's runs."""
     from ds_llama.selftest.tiny import TOKENS, VOCAB
@@ -319,10 +251,12 @@ def campaign(
     with ShardWriter(folder / "shard", vocab_size=VOCAB) as writer:
         writer.add(np.random.default_rng(seed).integers(0, VOCAB, 8 * STEPS * TOKENS))
     draw, made = random.Random(seed), list[Trial]()
-    stories = [Story(cell, folder / str(index)) for index, cell in enumerate(cells)]
+    kinds = [*product(CELLS, [False]), *product(IN_BACKGROUND, [True])]
+    stories = [Story(c, folder / str(index), b) for index, (c, b) in enumerate(kinds)]
+    stories = [story for story in stories if fnmatchcase(story.name, pattern)]
     for story in stories:
         story.begin()
-        print(f"{story.name:24} {story.launch_s:.1f} s, a save {story.save_s:.3f} s", flush=True)
+        print(f"{story.name:28} {story.launch_s:.1f} s, a save {story.save_s:.3f} s", flush=True)
     aimed = round(trials * share)
     while len(made) < trials or sum(trial.inside for trial in made) < aimed:
         inside = sum(trial.inside for trial in made) < aimed * (len(made) + 1) / trials
@@ -338,15 +272,16 @@ def campaign(
 
 def table(trials: Sequence[Trial], stories: Sequence[Story]) -> str:
     """A line a kind of victim, then the cells, then what was lost."""
-    lines = [f"{'killed':24}{'in a save':>10}{'elsewhere':>10}{'wrong':>7}"]
+    lines = [f"{'killed':28}{'in a save':>10}{'elsewhere':>10}{'wrong':>7}"]
     for victim in sorted({trial.victim for trial in trials}):
         own = [trial for trial in trials if trial.victim == victim]
         inside, wrong = sum(t.inside for t in own), sum(bool(t.wrong) for t in own)
-        lines.append(f"{victim:24}{inside:10}{len(own) - inside:10}{wrong:7}")
+        lines.append(f"{victim:28}{inside:10}{len(own) - inside:10}{wrong:7}")
     for story in stories:
         kills = sum(trial.cell == story.name for trial in trials)
         result = "bit for bit" if not story.wrong else "; ".join(story.wrong)
-        lines.append(f"{story.name:24}{kills:4} kills, {story.ended:2} runs to the end: {result}")
+        ended = f"{story.ended:2} runs to the end, {story.late} before the kill"
+        lines.append(f"{story.name:28}{kills:4} kills, {ended}: {result}")
     inside = sum(trial.inside for trial in trials)
     lost = sum(bool(t.wrong) for t in trials) + sum(bool(story.wrong) for story in stories)
     gone = [trial.gone_s for trial in trials if trial.gone_s is not None]
@@ -360,13 +295,13 @@ def main() -> int:
     words.add_argument("--trials", type=int, default=72)
     words.add_argument("--inside", type=float, default=0.75, help="share of kills inside a save")
     words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--cells", type=int, default=len(CELLS), help="only the first so many")
+    words.add_argument("--cells", default="*", help="pattern of names, as the table has them")
     given = words.parse_args()
     os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     warm.install()
     adopt_orphans()
     folder = Path(tempfile.mkdtemp(prefix="ds-llama-kill-"))
-    trials, stories = campaign(folder, given.trials, given.inside, given.seed, CELLS[: given.cells])
+    trials, stories = campaign(folder, given.trials, given.inside, given.seed, given.cells)
     print(table(trials, stories))
     if any(trial.wrong for trial in trials) or any(story.wrong for story in stories):
         print(f"kept: {folder}")

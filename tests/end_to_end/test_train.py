@@ -11,9 +11,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ds_llama.launcher.run import PATIENCE_S
+from tests.campaigns import kill
 from tests.end_to_end.conftest import STEPS, Workspace
 
 
@@ -119,35 +121,68 @@ def test_required_wants_a_checkpoint(workspace: Workspace) -> None:
     assert result.stderr.count("error: no complete checkpoint to resume from") == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_leaves_nothing_behind(workspace: Workspace, signum: int) -> None:
-    name = f"stopped-{signum}"
-    sections = {"train": {"steps": 5000}, "evaluation": {"every_steps": None}}
-    background = signum == signal.SIGINT
-    run = workspace.write_run(name, **sections, checkpoint={"background": background})
-    process = workspace.start("train", run, "--nproc", "2", start_new_session=True)
+def test_killed_interrupted_and_ended_a_run_goes_on_each_time(workspace: Workspace) -> None:
+    """kill -9 of a rank inside a save, Ctrl-C, SIGTERM: one curve, and no process is left."""
+    name, folder = "stopped", workspace.folder / "runs/stopped"
+    run = workspace.write_run(name, train={"steps": 5000}, evaluation={"every_steps": None})
+    process = _start(workspace, run, name, rows=4)
+    everyone = psutil.Process(process.pid).children(recursive=True)
+    rank = next(child for child in everyone if "--local_rank=1" in child.cmdline())
+    _wait(lambda: any(folder.glob("checkpoints/.staging-*")), every=0.001)
+    rank.kill()
+    _, err = process.communicate(timeout=60)
+    # The other rank may be the first that is found to have ended: its partner is gone.
+    assert process.returncode in (1, 128 + signal.SIGKILL), err[-2000:]
+    _wait(lambda: not _processes_of(run), seconds=5)
+    killed, newest = kill.curve(folder), kill.newest(folder / "checkpoints")
+    assert newest is not None
+    assert newest % 3 == 0
+    assert not kill.damaged(folder / "checkpoints")
+
+    process = _start(workspace, run, name, "checkpoint.background=true", rows=killed[-1][0] + 1)
+    err = _stop(process, signal.SIGINT)
+    assert f"going on from step-{newest:08d}" in err
+    assert kill.curve(folder)[: len(killed)] == killed  # made again from the checkpoint on
+    last = workspace.rows(name)[-1]["step"]
+    assert kill.newest(folder / "checkpoints") == last
+    assert f"step-{last:08d} is saved: training stood still for" in err
+    assert "s, it was written in" in err
+    _wait(lambda: not _processes_of(run), seconds=5)
+
+    process = _start(workspace, run, name, "--resume", "required", rows=last + 3)
+    err = _stop(process, signal.SIGTERM)
+    assert f"going on from step-{last:08d}" in err
+    assert "s, it was written in" not in err
+    rows = workspace.rows(name)
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert kill.newest(folder / "checkpoints") == len(rows)
+    assert f"step-{len(rows):08d} is saved: training stood still for" in err
+    assert any(row["checkpoint_pause_s"] > 0 for row in rows[last:])
+    assert not list(folder.glob("checkpoints/.staging-*"))
+    _wait(lambda: not _processes_of(run), seconds=5)
+
+
+def _start(
+    workspace: Workspace, run: str, name: str, *words: str, rows: int
+) -> subprocess.Popen[str]:
+    """Start the run on two ranks and wait for that many rows of metrics."""
+    process = workspace.start("train", run, "--nproc", "2", *words, start_new_session=True)
     metrics = workspace.folder / "runs" / name / "metrics.jsonl"
-    _wait(lambda: metrics.exists() and metrics.read_text().count("\n") >= 4)
+    _wait(lambda: metrics.exists() and metrics.read_text().count("\n") >= rows)
+    return process
+
+
+def _stop(process: subprocess.Popen[str], signum: int) -> str:
+    """Ask a run to end, as a terminal does on Ctrl-C or a scheduler; what it wrote to stderr."""
     if signum == signal.SIGINT:
-        os.killpg(process.pid, signum)  # as a terminal does on Ctrl-C
+        os.killpg(process.pid, signum)
     else:
         process.send_signal(signum)
     start = time.monotonic()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, out[-2000:] + err[-2000:]
     assert time.monotonic() - start < PATIENCE_S  # by themselves
-    last = workspace.rows(name)[-1]["step"]
-    found = json.loads(workspace.run("checkpoint", "list", f"runs/{name}", "--json").stdout)
-    assert found["checkpoints"][-1]["step"] == last
-    _wait(lambda: not _processes_of(run), seconds=5)
-    assert any(row["checkpoint_pause_s"] > 0 for row in workspace.rows(name))
-    assert f"step-{last:08d} is saved: training stood still for" in err
-    assert ("s, it was written in" in err) == background
-    if signum == signal.SIGTERM:
-        return  # the same checkpoint; that a run goes on from it is shown once
-
-    workspace.run("train", run, f"train.steps={last + 2}", "--nproc", "2", "--resume", "required")
-    assert [row["step"] for row in workspace.rows(name)] == list(range(1, last + 3))
+    return err
 
 
 def test_two_runs_on_one_folder(workspace: Workspace) -> None:
@@ -224,11 +259,11 @@ def test_what_all_ranks_meet_is_one_message(workspace: Workspace) -> None:
     assert "Traceback" not in result.stderr
 
 
-def _wait(condition: object, seconds: float = 120) -> None:
+def _wait(condition: object, seconds: float = 120, every: float = 0.1) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 def _processes_of(run: str) -> list[str]:

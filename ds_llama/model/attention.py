@@ -4,6 +4,10 @@ Without padding no mask exists: SDPA's causal path is used, which is the flash k
 one (on the CPU too). A dense mask is made once per forward pass, for all layers, when a batch is
 padded or when several new tokens meet a cache.
 
+With a cache, which is how text is written, operations and their order are transformers', so that in
+every dtype the logits have its bits and a greedy text its tokens. Without one the rotation is in
+fp32, and some lengths are attended to in two calls.
+
 Legend: B batch, T tokens, S tokens attended to (past ones included), D model, H query heads,
 K key/value heads, d head dim.
 """
@@ -18,7 +22,7 @@ from ds_llama.config import LlamaConfig
 from ds_llama.errors import ModelError
 from ds_llama.model.cache import Cache
 from ds_llama.model.linear import Linear
-from ds_llama.model.rope import rotate
+from ds_llama.model.rope import rotate, rotate_rounded
 
 
 class Attention(nn.Module):
@@ -45,21 +49,33 @@ class Attention(nn.Module):
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         q_BTHd, k_BTKd = self.q_proj(x_BTD).view(heads), self.k_proj(x_BTD).view(heads)
         v_BKTd = self.v_proj(x_BTD).view(heads).transpose(1, 2)
-        q_BTHd, k_BTKd = rotate(q_BTHd, k_BTKd, cos, sin)
+        turned = rotate if cache is None else rotate_rounded
+        q_BTHd, k_BTKd = turned(q_BTHd, k_BTKd, cos, sin)
         q_BHTd, k_BKSd, v_BKSd = q_BTHd.transpose(1, 2), k_BTKd.transpose(1, 2), v_BKTd
         if cache is not None:
             k_BKSd, v_BKSd = cache.update(self.layer, k_BKSd, v_BKTd)
-        out_BHTd = attend(q_BHTd, k_BKSd, v_BKSd, mask, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        out_BHTd = attend(q_BHTd, k_BKSd, v_BKSd, mask, dropout, whole=cache is not None)
         return self.o_proj(out_BHTd.transpose(1, 2).flatten(2))
 
 
 def attend(
-    q_BHTd: Tensor, k_BKSd: Tensor, v_BKSd: Tensor, mask: Tensor | None, dropout: float = 0.0
+    q_BHTd: Tensor,
+    k_BKSd: Tensor,
+    v_BKSd: Tensor,
+    mask: Tensor | None,
+    dropout: float = 0.0,
+    *,
+    whole: bool = False,
 ) -> Tensor:
-    """softmax(q k / sqrt(d)) v; causal where `mask` is None. Masked-out rows give zeros."""
+    """softmax(q k / sqrt(d)) v; causal where `mask` is None. Masked-out rows give zeros.
+
+    whole: in one call of SDPA, whatever is the faster.
+    """
     groups = q_BHTd.shape[1] // k_BKSd.shape[1]
     on_cpu, tokens = q_BHTd.device.type == "cpu", q_BHTd.shape[2]
-    if mask is None and on_cpu and tokens == k_BKSd.shape[2] and _HALVED[0] < tokens <= _HALVED[1]:
+    alone = mask is None and tokens == k_BKSd.shape[2]
+    if on_cpu and alone and not whole and _HALVED[0] < tokens <= _HALVED[1]:
         return _attend_in_halves(q_BHTd, k_BKSd, v_BKSd, dropout)
     # On CUDA no fused kernel takes grouped heads in fp32, or with a mask: SDPA would fall back to
     # one that holds the whole T x S matrix.

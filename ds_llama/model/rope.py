@@ -233,3 +233,19 @@ def rotate(q_BTHd: Tensor, k_BTKd: Tensor, cos: Tensor, sin: Tensor) -> tuple[Te
     cos, sin: (T, 1, h) or (B, T, 1, h), from a RotaryTable.
     """
     return _Rotate.apply(q_BTHd, k_BTKd, cos, sin)
+
+
+def rotate_rounded(
+    q_BTHd: Tensor, k_BTKd: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`rotate` with transformers' bits: tables and every product in the dtype of q. No gradients.
+
+    In bf16 the two differ in the third digit, which is enough for another token at a near tie.
+    """
+    cos, sin = (torch.cat((table, table), -1).to(q_BTHd.dtype) for table in (cos, sin))
+
+    def turned(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return x * cos + torch.cat((-b, a), -1) * sin
+
+    return turned(q_BTHd), turned(k_BTKd)

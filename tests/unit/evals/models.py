@@ -24,9 +24,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def small(**changes: Any) -> Llama:
+def small(*, seed: int = 5, **changes: Any) -> Llama:
     """A model in fp64, in eval mode."""
-    return Llama(LlamaConfig.from_hf({**SMALL, **changes}), seed=5).double().eval()
+    return Llama(LlamaConfig.from_hf({**SMALL, **changes}), seed=seed).double().eval()
 
 
 def windows(count: int, tokens: int = 65, seed: int = 0) -> list[np.ndarray[Any, Any]]:

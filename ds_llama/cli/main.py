@@ -83,8 +83,12 @@ def _versions() -> str:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds the stack while a command runs that does not wait for it itself."""
-    if threading.current_thread() is not threading.main_thread():
+    """SIGTERM unwinds the stack while a command runs that does not wait for it itself.
+
+    It ends a rank at once: Python's handlers do not run in a rank that waits for a dead one (to
+    join the world, in a collective), and launch.py would wait 30 s for it, then kill it.
+    """
+    if threading.current_thread() is not threading.main_thread() or "RANK" in os.environ:
         yield
         return
     before = signal.signal(signal.SIGTERM, outcome.raise_terminated)

@@ -317,6 +317,23 @@ def test_signals_unwind_and_give_128_plus_n(signum: signal.Signals) -> None:
     assert printed == "unwound\n"
 
 
+def test_a_rank_that_waits_outside_of_python_ends_at_once() -> None:
+    wait = "import ctypes; lock = ctypes.CDLL(None).pthread_mutex_lock"
+    body = f"{wait}; mutex = ctypes.create_string_buffer(64); lock(mutex); lock(mutex)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLEEPER.format(body=body)],
+        env=os.environ | {"RANK": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.terminate()
+    _, printed = process.communicate(timeout=10)
+    assert (process.returncode, printed) == (-signal.SIGTERM, "")
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     body = "[print('x' * 1000) for _ in range(10000)]"
     process = subprocess.Popen(

@@ -24,7 +24,7 @@ from typing import Any
 from ds_llama.checkpoint import ranks, shards
 from ds_llama.checkpoint.save import Target, prepare
 from ds_llama.checkpoint.shards import Pending
-from ds_llama.commit import disk, names
+from ds_llama.commit import names
 from ds_llama.commit.manifest import Entry
 from ds_llama.errors import DsLlamaError
 from ds_llama.measure import accounting
@@ -184,7 +184,11 @@ class _Writing:
     def _write(self) -> None:
         while self._files:
             self._entries.append(self._files.pop(0).write())  # and its copy is given back
-        disk.replace(self._note_of(self._rank), json.dumps(self._entries).encode())
+        # Not synced: it is for rank 0 as it runs, which removes the folder once it has seen it.
+        note = self._note_of(self._rank)
+        partial = note.with_suffix(".partial")
+        partial.write_text(json.dumps(self._entries))
+        partial.rename(note)
         self._own_part_done.set()
 
     def _await_others(self) -> list[Entry] | None:

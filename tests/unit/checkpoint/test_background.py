@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,30 @@ def test_rank_0_seals_when_the_other_says_that_it_has_written(target: Target) ->
         ("rank_1.pt", 1),
         ("state.json", 0),
     ]
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_rank_0_may_be_done_with_everything_before_the_other_goes_on(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, file = _start(target)
+    file.may_write.set()
+    renamed = {name: getattr(module, name) for module, name in ((os, "rename"), (os, "replace"))}
+
+    def then_all_is_done(source: Any, to: Any, real: Callable[..., None]) -> None:
+        real(source, to)
+        if Path(to).name == "written-00001.json":
+            _wait(lambda: not target.staged.parent.exists())
+
+    for name, real in renamed.items():
+        monkeypatch.setattr(os, name, partial(then_all_is_done, real=real))
+    other = _Writing.__new__(_Writing)
+    other.target, other._rank, other._entries, other._files = target, 1, [], []
+    other._own_part_done = threading.Event()
+    other._write()
+    assert other._own_part_done.is_set()
+    saves.close()
+    assert verify(target.root / target.name) == []
 
 
 @pytest.mark.usefixtures("two_ranks")

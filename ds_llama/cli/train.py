@@ -73,8 +73,9 @@ def _is_finished(run: Run, nproc: int, resume: str) -> bool:
     output = Path(run.output)
     newest = listing.to_resume(output / "checkpoints", resume)
     exports = {"export": run.checkpoint.export, "export-ema": run.ema and run.ema.export}
-    missing = [n for n, asked in exports.items() if asked and not _is_export(output / n)]
-    if newest is None or missing:
+    if newest is None or not all(
+        _is_export_of(newest.path, output / name) for name, asked in exports.items() if asked
+    ):
         return False
     from ds_llama.trainer.state import TrainState  # seconds: it imports DeepSpeed
 
@@ -92,5 +93,10 @@ def _is_finished(run: Run, nproc: int, resume: str) -> bool:
     return True
 
 
-def _is_export(folder: Path) -> bool:
-    return (folder / "config.json").exists()
+def _is_export_of(checkpoint: Path, folder: Path) -> bool:
+    """Whether there is an export, and not one of the run as it was before it got more steps."""
+    try:
+        exported, saved = ((folder / "config.json").stat(), (checkpoint / "state.json").stat())
+    except FileNotFoundError:
+        return False
+    return exported.st_mtime_ns >= saved.st_mtime_ns

@@ -25,14 +25,14 @@ Damaged = list[tuple[Checkpoint, list[Problem]]]
 def choose(root: Path, resume: str) -> Path | None:
     """The step folder that a run with this `--resume` goes on from, examined. Collective.
 
-    None: from the beginning. Damage is named, with the file and the rank that wrote it: as a
-    warning under "auto", which takes the newest checkpoint that is whole. Raises CheckpointError on
-    every rank for what `listing.to_resume` refuses; for damage under "required", and under "auto"
-    when no checkpoint is whole; and for a file that the manifest does not know.
+    None: from the beginning. What a killed run left half done is put right first. Damage is named,
+    with the file and the rank that wrote it: as a warning under "auto", which takes the newest
+    checkpoint that is whole. Raises CheckpointError on every rank for what `listing.to_resume`
+    refuses; for damage under "required", and under "auto" when no checkpoint is whole; and for a
+    file that the manifest does not know.
     """
     doing = "looking for a checkpoint"
-    newest = ranks.together(doing, root, lambda: listing.to_resume(root, resume), only=0)
-    if newest is None:
+    if ranks.together(doing, root, lambda: _begin(root, resume), only=0) is None:
         return None
     found = ranks.together(doing, root, lambda: listing.checkpoints(root), only=0)
     damaged: Damaged = []
@@ -45,6 +45,13 @@ def choose(root: Path, resume: str) -> Path | None:
             raise _stop(checkpoint, problems)
         damaged.append((checkpoint, problems))
     raise listing.none_whole(root, len(found), damaged[0][0].name, damaged[0][1])
+
+
+def _begin(root: Path, resume: str) -> Checkpoint | None:
+    newest = listing.to_resume(root, resume)
+    if root.is_dir():
+        protocol.recover(root)  # a killed run's half a checkpoint may be what fills the disk
+    return newest
 
 
 def examine(folder: Path) -> list[Problem]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ds_llama.commit import listing, manifest, names, retention
+from ds_llama.commit import disk, listing, lock, manifest, names, protocol, retention
 from ds_llama.commit.listing import Checkpoint
 from ds_llama.commit.verify import Problem
 from ds_llama.commit.verify import verify as verify_folder
-from ds_llama.errors import CallError
+from ds_llama.errors import CallError, CheckpointError
 from ds_llama.units import format_bytes
 
 # Narrower terminals are told names and states only.
@@ -76,24 +77,41 @@ def prune_command(
 ) -> None:
     """Remove old checkpoints; the newest whole one always stays, and is read to know that it is.
 
-    Damaged ones are left alone, and do not count.
+    Damaged ones are left alone, and do not count. What a killed run left half written goes too.
     """
     root = _root(folder)
+    left = _tidy(root)
     unlike = retention.damaged_newest(root)
     removed = retention.prune(root, keep_last, keep_every_steps, damaged=unlike)
     kept = listing.checkpoints(root)
     damaged = [c.name for c in kept if not c.complete or c.name in unlike]
     if as_json:
         report = {"removed": removed, "kept": [c.name for c in kept], "damaged": damaged}
+        report["left_by_kills"] = left
         print(json.dumps(report, indent=2))
         return
     for name, problem in unlike.items():
         print(f"{name} is damaged: {problem}")
+    for name in left:
+        print(f"{name} was left by a run that was killed, and is put right")
     if not kept:
         print(f"no checkpoint in {root}")
         return
     words = [f"{c.name} (damaged)" if c.name in damaged else c.name for c in kept]
     print(f"removed {', '.join(removed) or 'none'}; kept {', '.join(words)}")
+
+
+def _tidy(root: Path) -> list[str]:
+    """Put right what killed runs left; not where a run may be saving, which does so itself."""
+    if not (root.parent / lock.NAME).exists():
+        return []
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.RunLock(root.parent))
+        except CheckpointError:
+            return []
+        with disk.explained("putting right what a killed run left", root):
+            return protocol.recover(root)
 
 
 def _root(folder: Path) -> Path:

@@ -39,6 +39,12 @@ def step_of(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether this is the name of a folder that only a kill leaves standing."""
+    marks = (STAGING, REPLACED, REMOVING)
+    return any(name.startswith(m) and step_of(name.removeprefix(m)) is not None for m in marks)
+
+
 def staging(root: Path, name: str) -> Path:
     """Where checkpoint `name` is written before it is sealed."""
     return root / f"{STAGING}{name}" / name

@@ -4,8 +4,8 @@
     seal:   MANIFEST.json, fsync ─> fsync folders ─> rename to its name ─> latest by os.replace
 
 A crash before the rename leaves a dot folder that no reader takes for a checkpoint and the next
-`begin` removes; a crash after it leaves a complete checkpoint, pointed at or not. Callers hold the
-run's lock; one process calls, whichever ranks wrote the files.
+start, save or `checkpoint prune` removes; a crash after it leaves a complete checkpoint, pointed at
+or not. Callers hold the run's lock; one process calls, whichever ranks wrote the files.
 """
 
 from __future__ import annotations
@@ -85,22 +85,21 @@ def set_aside(root: Path, folder: Path, name: str) -> Path:
     return aside
 
 
-def recover(root: Path) -> None:
-    """Put right what a killed run left: staged, half removed and half replaced folders.
+def recover(root: Path) -> list[str]:
+    """Put right what a killed run left: staged, half removed and half replaced; the folders' names.
 
-    Its last renames may not be on the disk yet: until they are, what they replaced must stay.
-    Raises OSError as the disk gives it.
+    Its last renames may not be on the disk yet: until they are, what they replaced must stay. Not
+    while another process may be saving there. Raises OSError as the disk gives it.
     """
+    left = sorted(path for path in root.iterdir() if names.is_unfinished(path.name))
     disk.sync_folder(root)
-    for path in sorted(root.iterdir()):
-        if path.name.startswith((names.STAGING, names.REMOVING)):
+    for path in left:
+        final = root / path.name.removeprefix(names.REPLACED)
+        if path.name.startswith(names.REPLACED) and not final.exists():
+            disk.rename(path, final)
+        else:
             disk.remove_tree(path)
-        elif path.name.startswith(names.REPLACED):
-            final = root / path.name.removeprefix(names.REPLACED)
-            if final.exists():
-                disk.remove_tree(path)
-            else:
-                disk.rename(path, final)
+    return [path.name for path in left]
 
 
 def _check_staged(staged: Path, files: list[Entry]) -> None:

@@ -69,6 +69,16 @@ def test_the_newest_is_taken_when_nothing_is_wrong(root: Path, tmp_path: Path) -
         assert choose(root, word) == root / "step-00000003"
 
 
+def test_what_a_kill_left_is_put_right_first(root: Path, tmp_path: Path) -> None:
+    protocol.begin(root, "step-00000004")
+    (root / "step-00000003").rename(root / ".replaced-step-00000003")
+    assert choose(root, "required") == root / "step-00000003"
+    assert not list(root.glob(".[rs]*-step-*"))
+    first = protocol.begin(tmp_path / "first", "step-00000001")  # killed in its first save
+    assert choose(tmp_path / "first", "auto") is None
+    assert not first.parent.exists()
+
+
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
 def test_auto_takes_the_one_before_a_damaged_one(
     root: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]

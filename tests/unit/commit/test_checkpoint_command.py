@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ds_llama.cli.main import main
+from ds_llama.commit.lock import RunLock
 
 
 @pytest.fixture
@@ -70,10 +71,38 @@ def test_prune(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "removed": ["step-00000001"],
         "kept": ["step-00000002", "step-00000003"],
         "damaged": ["step-00000002"],
+        "left_by_kills": [],
     }
     assert main(["checkpoint", "prune", str(run), "--keep-last", "1"]) == 0
     expected = "removed none; kept step-00000002 (damaged), step-00000003\n"
     assert capsys.readouterr().out == expected
+
+
+def test_prune_removes_what_a_kill_left_but_not_what_is_being_saved(
+    run: Path, stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage(run / "checkpoints", 4)
+    (run / "checkpoints" / "step-00000003").rename(run / "checkpoints/.replaced-step-00000003")
+    for name in (".removing-step-00000001", ".staging-mine", "x.staging-step-00000001"):
+        (run / "checkpoints" / name).mkdir()
+
+    def pruned() -> list[str]:
+        assert main(["checkpoint", "prune", str(run), "--json"]) == 0
+        found: list[str] = json.loads(capsys.readouterr().out)["left_by_kills"]
+        return found
+
+    assert pruned() == []  # no run has ever held this folder: who saves there is not known
+    with RunLock(run):
+        assert pruned() == []
+    left = [".removing-step-00000001", ".replaced-step-00000003", ".staging-step-00000004"]
+    assert pruned() == left
+    names = {path.name for path in (run / "checkpoints").iterdir() if path.is_dir()}
+    assert not names & {*left}
+    assert {"step-00000003", ".staging-mine", "x.staging-step-00000001"} <= names
+    stage(run / "checkpoints", 4)
+    assert main(["checkpoint", "prune", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert ".staging-step-00000004 was left by a run that was killed, and is put right" in said
 
 
 def test_prune_reads_what_it_keeps_before_it_removes_the_rest(

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import psutil
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 # DeepSpeed's launch.py gives a rank 30 s between asking it to end and killing it.
 PATIENCE_S = 40.0
+TIMED_OUT = 124
 
 
 def launch(
@@ -46,8 +47,13 @@ def launch(
     nproc: int | None = None,
     hostfile: Path | str | None = None,
     module: str = "ds_llama",
+    log: Path | None = None,
+    timeout_s: float | None = None,
 ) -> int:
     """Run `python -m module arguments…` on every rank; the exit code of the run.
+
+    log: a file for what launcher and ranks print. timeout_s: after it everything is killed, and
+    the code is 124, as timeout(1) has it.
 
     0 only when every rank said that it finished; 128 + n when signal n ended the run or a rank;
     else the code of the first rank that failed. SIGINT and SIGTERM are passed on once, the ranks
@@ -84,7 +90,7 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="ds-llama-") as folder:
         if nproc is not None:
             env.update({marks.FOLDER: folder, SUPERVISOR: str(os.getpid())})
-        code = _Launch(argv, env, local=nproc is not None).run()
+        code = _Launch(argv, env, local=nproc is not None, log=log, timeout_s=timeout_s).run()
         if code == 0 and nproc is not None:
             _require_finished(Path(folder), world_size)
     return code
@@ -103,8 +109,17 @@ def _require_finished(folder: Path, world_size: int) -> None:
 class _Launch:
     """One child and its session."""
 
-    def __init__(self, argv: Sequence[str], env: dict[str, str], *, local: bool) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: dict[str, str],
+        *,
+        local: bool,
+        log: Path | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         self._argv, self._env, self._local = argv, env, local
+        self._log, self._timeout_s = log, timeout_s
         self._signum: int | None = None
         self._timer = threading.Timer(PATIENCE_S, self._kill)
         self._timer.daemon = True
@@ -112,19 +127,35 @@ class _Launch:
     def run(self) -> int:
         """Start, wait, clean up; the exit code as a shell would give it."""
         sys.stdout.flush()
-        with self._signals():
+        with self._signals(), self._output() as output:
             self._child = subprocess.Popen(
-                self._argv, env=self._env, stdin=subprocess.DEVNULL, start_new_session=True
+                self._argv,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
             try:
                 if self._signum is not None:
                     self._pass_on()
-                code = self._child.wait()
+                code = self._child.wait(self._timeout_s)
+            except subprocess.TimeoutExpired:
+                code = TIMED_OUT
             finally:
                 self._timer.cancel()
                 end_session(self._child.pid)
                 self._child.wait()
         return 128 + self._signum if self._signum is not None else exit_code(code)
+
+    @contextmanager
+    def _output(self) -> Iterator[IO[bytes] | None]:
+        """Where the child's words go; None is where ours go."""
+        if self._log is None:
+            yield None
+            return
+        with self._log.open("wb") as file:
+            yield file
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -42,7 +42,7 @@ from torch.optim.optimizer import (
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._traceback import CapturedTraceback
 
-from ds_llama.measure import gloo, labels, memory, pulse, storages
+from ds_llama.measure import gloo, labels, memory, pulse, storages, timers
 from ds_llama.measure.labels import Live
 from ds_llama.measure.ledger import TOTAL, Change, Ledger
 from ds_llama.measure.phases import CATEGORIES, Bytes, Phase
@@ -81,12 +81,13 @@ def entered() -> Account | None:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """A phase of the Account that is entered here, if one is, and of `pulse`.
+    """A phase of the Account and of the StepTimer that are entered here, if any, and of `pulse`.
 
     The package's own code marks with it: construct, initialise, forward, backward, step, save.
     """
     account = _ENTERED.get()
-    with pulse.within(name), account.phase(name) if account is not None else nullcontext():
+    counted = account.phase(name) if account is not None else nullcontext()
+    with pulse.within(name), timers.timed(name), counted:
         yield
 
 

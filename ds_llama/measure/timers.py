@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class Window:
 
 
 class StepTimer:
-    """Splits steps into data wait, forward, backward and step.
+    """Splits steps into parts: data, forward, backward, step, and what is timed within them.
 
         timer = StepTimer(synchronize_of("cuda"))
         timer.open()
@@ -41,16 +42,25 @@ class StepTimer:
         timer.step()
         window = timer.close()       # synchronises, and opens the next window
 
+    Time of a part within another belongs to the inner one. While the timer is entered, the phases
+    that the package's own code marks (`measure.accounting.phase`) are parts.
+
     `synchronize` is called at the edges of windows and never inside: within a window it would make
-    the device wait for the host, and the timer would measure itself.
+    the device wait for the host, and the timer would measure itself. With `wait_at_parts` it is, at
+    the edges of parts: each is then the device's own time, and nothing overlaps.
     """
 
     def __init__(
         self,
         synchronize: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.perf_counter,
+        *,
+        wait_at_parts: bool = False,
     ) -> None:
         self._synchronize, self._clock = synchronize, clock
+        self._wait_at_parts = wait_at_parts
+        self._open_parts: list[str] = []
+        self._mark = 0.0
         self._parts: dict[str, float] = {}
         self._steps = 0
         self._start: float | None = None
@@ -61,13 +71,32 @@ class StepTimer:
         self._parts, self._steps = {}, 0
         self._start = self._clock()
 
+    def __enter__(self) -> StepTimer:
+        self._token = _TIMING.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _TIMING.reset(self._token)
+
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        begin = self._clock()
+        self._turn()
+        self._open_parts.append(name)
         try:
             yield
         finally:
-            self._parts[name] = self._parts.get(name, 0.0) + self._clock() - begin
+            self._turn()
+            self._open_parts.pop()
+
+    def _turn(self) -> None:
+        """Give the time since the last turn to the innermost part."""
+        if self._wait_at_parts:
+            self._synchronize()
+        now = self._clock()
+        if self._open_parts:
+            name = self._open_parts[-1]
+            self._parts[name] = self._parts.get(name, 0.0) + now - self._mark
+        self._mark = now
 
     def step(self) -> None:
         """Count one step as done."""
@@ -81,6 +110,17 @@ class StepTimer:
         window = Window(self._steps, end - self._start, self._parts)
         self._parts, self._steps, self._start = {}, 0, end
         return window
+
+
+_TIMING: ContextVar[StepTimer | None] = ContextVar("timer", default=None)
+
+
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    """A part of the timer that is entered here, if one is."""
+    timer = _TIMING.get()
+    with timer.part(name) if timer is not None else nullcontext():
+        yield
 
 
 def synchronize_of(device: torch.device | str) -> Callable[[], None]:

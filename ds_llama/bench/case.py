@@ -1,0 +1,186 @@
+"""A benchmark case: a JSON that names axes, and the cells that are every combination of them.
+
+    {
+      "sweep": {"model": "tiny", "stage": [1, 2, 3], "offload": ["none", "optimizer"],
+                "precision": "bf16", "sequence_length": [256, 1024], "world_size": 2},
+      "cells": [{"stage": 3, "offload": "all"}],
+      "steps": 10, "repeats": 3, "reference": {"stage": 1, "offload": "none"}
+    }
+
+Every key of `sweep` is a value or a list of values; `cells` are combinations to add, each laid over
+the first value of every axis. `run` is laid under each cell's run JSON. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from ds_llama.config.base import Frozen, Real, Whole, problems_of
+from ds_llama.config.files import read_object
+from ds_llama.config.problems import at, raise_errors
+from ds_llama.config.sizes import raw_preset
+from ds_llama.errors import ConfigError
+
+Size = Annotated[Whole, Field(ge=1)]
+Stage = Annotated[Whole, Field(ge=0, le=3)]
+Precision = Literal["fp32", "bf16", "fp16"]
+Offload = Literal["none", "optimizer", "parameters", "all", "nvme", "nvme-all"]
+Model = str | dict[str, Any]
+T = TypeVar("T")
+Several = Annotated[list[T], Field(min_length=1)]
+OURS = "ds_llama"
+
+
+class Axes(Frozen):
+    """What a cell is: one value of each. As a sweep, each may be a list of values.
+
+    model: a preset's name, or a run's `model` section. offload: what is on the host, or on NVMe
+    (`nvme`: the optimizer's state; `nvme-all`: the weights too). program: `ds_llama`, or a file
+    beside the case that trains the same otherwise (benchmarks/peers).
+    """
+
+    program: str | Several[str] = OURS
+    model: Model | Several[Model]
+    stage: Stage | Several[Stage] = 2
+    offload: Offload | Several[Offload] = "none"
+    precision: Precision | Several[Precision] = "bf16"
+    recompute: bool | Several[bool] = False
+    compile: bool | Several[bool] = False
+    micro_batch_size: Size | Several[Size] = 1
+    accumulation: Size | Several[Size] = 1
+    sequence_length: Size | Several[Size] = 512
+    world_size: Size | Several[Size] = 1
+
+
+_AXES = tuple(Axes.model_fields)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the sweep. `key` names its row: equal for equal cells of equal cases."""
+
+    program: str
+    model: str | dict[str, Any]
+    stage: int
+    offload: str
+    precision: str
+    recompute: bool
+    compile: bool
+    micro_batch_size: int
+    accumulation: int
+    sequence_length: int
+    world_size: int
+
+    @property
+    def model_name(self) -> str:
+        """The preset's name, or a shape: "h512-l8-v32000"."""
+        if isinstance(self.model, str):
+            return self.model
+        keys = {**raw_preset(self.model["preset"], where="model")} if "preset" in self.model else {}
+        keys |= self.model
+        shown = {"h": "hidden_size", "l": "num_hidden_layers", "v": "vocab_size"}
+        parts = [f"{letter}{keys[name]}" for letter, name in shown.items() if name in keys]
+        return "-".join(parts) or str(next(iter(self.model.values())))
+
+    @property
+    def strategy(self) -> str:
+        """Stage and offload: "zero3+all"."""
+        return f"zero{self.stage}" + ("" if self.offload == "none" else f"+{self.offload}")
+
+    @property
+    def key(self) -> str:
+        """Everything that makes the cell this one, in 12 hexadecimal digits."""
+        return digest(asdict(self))
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The run's `model` section."""
+        return {"preset": self.model} if isinstance(self.model, str) else dict(self.model)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "model_name": self.model_name, "strategy": self.strategy}
+
+
+class Case(Frozen):
+    """A whole benchmark. `timeout_s` is that of one cell's launch.
+
+    reference: the axes of the cell that others are compared with, the first cell without it.
+    memory: of one device, where it is not to be asked of the machine; cells beyond it are not run.
+    """
+
+    description: str = ""
+    sweep: Axes
+    cells: list[dict[str, Any]] = Field(default_factory=list)
+    reference: dict[str, Any] = Field(default_factory=dict)
+    run: dict[str, Any] = Field(default_factory=dict)
+    steps: Annotated[Whole, Field(ge=1)] = 10
+    warmup_steps: Annotated[Whole, Field(ge=0)] = 3
+    repeats: Annotated[Whole, Field(ge=1)] = 2
+    timeout_s: Annotated[Real, Field(gt=0)] = 600.0
+    device_memory: str | None = None
+    host_memory: str | None = None
+    nvme_path: str | None = None
+
+    @property
+    def expanded(self) -> list[Cell]:
+        """Every cell, in the order of the sweep, those of `cells` after it; none twice."""
+        found = list(_combinations(self.sweep))
+        first = asdict(found[0])
+        for keys in self.cells:
+            found += _combinations(Axes.model_validate({**first, **keys}))
+        return list({cell.key: cell for cell in found}.values())
+
+    @property
+    def reference_cell(self) -> Cell:
+        """The cell that the others' losses and norms are compared with."""
+        return next(cell for cell in self.expanded if _is(cell, self.reference))
+
+
+def read_case(path: Path) -> Case:
+    """The case in a file, checked. Raises CallError for no JSON, ConfigErrors for its content."""
+    return parse_case(read_object(path), str(path))
+
+
+def parse_case(content: Mapping[str, Any], label: str) -> Case:
+    """`read_case` for what has been read; `label` is what messages call it."""
+    try:
+        case = Case.model_validate(content)
+        cells = case.expanded
+    except ValidationError as error:
+        prefix = "" if error.title == Case.__name__ else "cells"
+        owner = Axes if prefix else Case
+        raise_errors([p.to_error(label) for p in problems_of(error, owner, prefix)])
+        raise
+    if not any(_is(cell, case.reference) for cell in cells):
+        raise ConfigError(
+            f"no cell is the reference {json.dumps(case.reference)}",
+            where=at(label, "reference"),
+            remedy="name axes of one of the cells, or leave it out for the first",
+        )
+    for name in {cell.model: None for cell in cells if isinstance(cell.model, str)}:
+        raw_preset(name, where=at(label, "sweep.model"))
+    return case
+
+
+def digest(content: Any) -> str:
+    """12 hexadecimal digits of what JSON says of it."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _combinations(axes: Axes) -> Iterator[Cell]:
+    lists = [value if isinstance(value, list) else [value] for _, value in axes]
+    for values in product(*lists):
+        yield Cell(**dict(zip(_AXES, values, strict=True)))
+
+
+def _is(cell: Cell, wanted: Mapping[str, Any]) -> bool:
+    return all(getattr(cell, name, None) == value for name, value in wanted.items())

@@ -1,0 +1,157 @@
+"""Rows: one a cell, with every launch of it as it was measured, and what they come to.
+
+A row's `repeats` are raw. Everything beside them is made of them, and of the plan, by `complete`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ds_llama.bench.case import Cell
+from ds_llama.bench.runs import Prepared
+from ds_llama.commit import disk
+
+NAME = "rows.jsonl"
+OK, FAILED = "ok", ("oom", "timeout", "error", "refused")
+Row = dict[str, Any]
+
+
+def read(out: Path) -> dict[str, Row]:
+    """The rows of a benchmark's folder by cell key; a torn last line is no row."""
+    path, found = out / NAME, dict[str, Row]()
+    if not path.exists():
+        return found
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[row["key"]] = row
+    return found
+
+
+def write(out: Path, rows: Sequence[Row]) -> None:
+    """Replace the folder's rows, all at once."""
+    text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+    disk.write(out / NAME, text.encode())
+
+
+def failed(cell: Cell, status: str, reason: str, rule: str | None = None) -> Row:
+    """The row of a cell that was not measured."""
+    return {**_head(cell), "status": status, "reason": reason, "rule": rule, "repeats": []}
+
+
+def complete(cell: Cell, prepared: Prepared, repeats: list[dict[str, Any]]) -> Row:
+    """The row of a cell that was measured so many times."""
+    resolved = prepared.resolved
+    seconds = [second for each in repeats for second in each["step_s"]]
+    medians = [statistics.median(each["step_s"]) for each in repeats]
+    tokens = resolved.global_batch_size * (resolved.run.data.sequence_length - 1)
+    step_s = statistics.median(seconds)
+    peak = statistics.median(each["matmul_flops"] for each in repeats)
+    per_device = tokens / step_s / resolved.world_size
+    per_token = resolved.model.flops_per_token(resolved.run.data.sequence_length)
+    last = repeats[-1]
+    counted = last.get("flops")
+    again = counted["hardware"] / counted["model"] if counted else None
+    mfu = per_device * per_token / peak
+    return {
+        **_head(cell),
+        "status": OK,
+        "reason": None,
+        "rule": None,
+        "parameters": resolved.model.num_parameters,
+        "global_batch_size": resolved.global_batch_size,
+        "tokens_per_step": tokens,
+        "tokens_per_s": tokens / step_s,
+        "tokens_per_s_per_device": per_device,
+        "step_s": {
+            "median": step_s,
+            "p10": quantile(seconds, 0.1),
+            "p90": quantile(seconds, 0.9),
+            "steps": len(seconds),
+            "medians": medians,
+            "spread": (max(medians) - min(medians)) / step_s,
+        },
+        "data_wait_share": _share(repeats, "data_wait_s"),
+        "mfu": mfu,
+        "hfu": None if again is None else mfu * again,
+        "peak_flops": {"measured": peak, "vendor": _vendor(last, resolved.dtype)},
+        "memory": _memory(prepared, last),
+        "parts_s": _medians([each["parts_s"] for each in repeats]),
+        "traffic": last.get("traffic"),
+        "flops": counted,
+        "loss": {"first": last["losses"][0], "last": last["losses"][-1]},
+        "losses": last["losses"],
+        "grad_norms": last["grad_norms"],
+        "joules_per_token": _joules(repeats, tokens),
+        "start_s": statistics.median(each["start_s"] for each in repeats),
+        "repeats": repeats,
+    }
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of them lie, between neighbours linearly."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def _head(cell: Cell) -> Row:
+    return {"key": cell.key, **cell.to_dict()}
+
+
+def _memory(prepared: Prepared, last: dict[str, Any]) -> dict[str, Any]:
+    planned = prepared.memory
+    phases = last.get("phases")
+    measured = None
+    if phases is not None:
+        steady = [phase for phase in phases if phase["name"] not in ("construct", "initialise")]
+        most = max(steady, key=lambda phase: phase["device"]["peak_bytes"])
+        measured = {
+            "device_peak_bytes": max(p["device"]["peak_bytes"] for p in phases),
+            "device_steady_bytes": phases[-1]["device"]["now_bytes"],
+            "host_peak_bytes": max(p["host"]["peak_bytes"] for p in phases),
+            "peak_phase": max(phases, key=lambda p: p["device"]["peak_bytes"])["name"],
+            "steady_terms": phases[-1]["device"]["now"],
+            "peak_terms": most["device"]["peak"],
+            "phases": phases,
+        }
+    predicted = {
+        "device_peak_bytes": planned.device_peak.total,
+        "device_steady_bytes": planned.device_steady.total,
+        "host_peak_bytes": planned.host_peak_bytes,
+        "peak_phase": planned.peak_phase,
+        "steady_terms": planned.device_steady.to_dict(),
+        "peak_terms": planned.device_peak.to_dict(),
+    }
+    return {"predicted": predicted, "measured": measured, "process": last["process"]}
+
+
+def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for each in found for name in each)
+    return {name: statistics.median(each.get(name, 0.0) for each in found) for name in names}
+
+
+def _share(repeats: Sequence[dict[str, Any]], name: str) -> float:
+    waited = sum(sum(each[name]) for each in repeats)
+    return waited / sum(sum(each["step_s"]) for each in repeats)
+
+
+def _joules(repeats: Sequence[dict[str, Any]], tokens: int) -> float | None:
+    known = [each for each in repeats if each["joules"] is not None]
+    if not known:
+        return None
+    return sum(each["joules"] for each in known) / (tokens * sum(len(e["step_s"]) for e in known))
+
+
+def _vendor(last: dict[str, Any], dtype: str) -> float | None:
+    from ds_llama.planner.hardware import peak_flops
+
+    return None if last["device"] == "cpu" else peak_flops(last["device"], dtype)

@@ -1,0 +1,128 @@
+"""The order of launches, what is kept, and what failures become."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ds_llama.bench.harness import Options, Progress, run_case
+from ds_llama.bench.rows import read
+from ds_llama.config.run import Run
+from ds_llama.errors import RunError
+from tests.unit.bench.conftest import Launches, case_of, measured, run
+
+
+def test_rounds_go_over_all_cells(tmp_path: Path, launches: Launches) -> None:
+    rows = run(case_of(repeats=3), tmp_path, launches)
+    assert [plan["cell"]["stage"] for plan in launches.plans] == [1, 2, 1, 2, 1, 2]
+    assert [len(row["repeats"]) for row in rows] == [3, 3]
+    assert list(read(tmp_path).values()) == rows
+    assert {row["provenance"]["commit"] for row in rows} == {"abc"}
+    assert not list((tmp_path / "cells").iterdir())
+
+
+def test_an_interrupted_case_is_gone_on_with(tmp_path: Path, launches: Launches) -> None:
+    def stop(folder: Path, log: Path) -> int:
+        raise KeyboardInterrupt
+
+    def end(folder: Path, log: Path) -> int:
+        (folder / "result.json").write_text(json.dumps(measured()))
+        return 0
+
+    launches.outcomes = [end, end, end, stop]
+    with pytest.raises(KeyboardInterrupt):
+        run(case_of(), tmp_path, launches)
+    again = Launches()
+    rows = run(case_of(), tmp_path, again)
+    assert [plan["cell"]["stage"] for plan in again.plans] == [2]
+    assert [len(row["repeats"]) for row in rows] == [2, 2]
+    more = Launches()
+    run(case_of(repeats=3), tmp_path, more)
+    assert len(more.plans) == 2
+
+
+def test_a_torn_last_row_is_measured_again(tmp_path: Path, launches: Launches) -> None:
+    run(case_of(repeats=1), tmp_path, launches)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(path.read_text()[:-50])
+    again = Launches()
+    run(case_of(repeats=1), tmp_path, again)
+    assert [plan["cell"]["stage"] for plan in again.plans] == [2]
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "status", "reason"),
+    [
+        (124, "", "timeout", "not ended after 600 s"),
+        (1, "x\ntorch.OutOfMemoryError: CUDA out of memory. Tried 3 GiB", "oom", "Tried 3 GiB"),
+        (1, "DefaultCPUAllocator: can't allocate memory: you tried", "oom", "can't allocate"),
+        (137, "", "oom", "signal 9"),
+        (1, "[rank0]: ValueError: bad\nlast", "error", "ValueError: bad"),
+        (3, "some words\n", "error", "exit code 3: some words"),
+        (1, "", "error", "exit code 1: no word"),
+        (0, "", "error", "exit code 0"),
+    ],
+)
+def test_failures_are_rows(
+    tmp_path: Path, launches: Launches, code: int, text: str, status: str, reason: str
+) -> None:
+    def fail(folder: Path, log: Path) -> int:
+        log.write_text(text)
+        return code
+
+    launches.outcomes = [fail]
+    first, second = run(case_of(), tmp_path, launches)
+    assert first["status"] == status
+    assert reason in first["reason"]
+    assert second["status"] == "ok"
+    assert len(launches.plans) == 3  # the one that failed is not tried a second time
+    again = Launches()
+    run(case_of(), tmp_path, again)
+    assert len(again.plans) == (2 if status == "error" else 0)
+
+
+def test_what_the_rules_refuse_is_a_row(tmp_path: Path, launches: Launches) -> None:
+    sweep = {"model": "tiny", "stage": [0, 2], "precision": "bf16", "sequence_length": 64}
+    rows = run(case_of(sweep=sweep, repeats=1), tmp_path, launches)
+    assert [row["status"] for row in rows] == ["refused", "ok"]
+    assert rows[0]["rule"] == "half-at-stage-0"
+    assert "phantom" in rows[0]["reason"]
+
+
+def test_what_does_not_fit_is_a_row_with_the_plans_word(tmp_path: Path, launches: Launches) -> None:
+    rows = run(case_of(host_memory="1MiB", repeats=1), tmp_path, launches)
+    assert {row["rule"] for row in rows} == {"does-not-fit"}
+    assert "1 MiB are free" in rows[0]["reason"]
+    assert not launches.plans
+
+
+def test_another_cases_folder_is_refused(tmp_path: Path, launches: Launches) -> None:
+    run(case_of(repeats=1), tmp_path, launches)
+    with pytest.raises(RunError, match=r"another case \(steps differ\)") as caught:
+        run(case_of(steps=4), tmp_path, launches)
+    assert "--out" in caught.value.remedy
+
+
+def test_progress_says_what_is_left(tmp_path: Path, launches: Launches) -> None:
+    said = list[Progress]()
+    run_case(case_of(), tmp_path, launches, Options("cpu", {}, say=said.append))
+    assert [(each.done, each.total) for each in said] == [(n, 4) for n in (1, 2, 3, 4)]
+    assert said[-1].left_s == 0
+
+
+def test_a_rank_is_told_all(tmp_path: Path) -> None:
+    seen = list[dict[str, object]]()
+
+    def start(folder: Path, ranks: int, run: Run, log: Path, timeout_s: float) -> int:
+        seen.append(json.loads((folder / "plan.json").read_text()))
+        return 1
+
+    sweep = {"model": "tiny", "program": "peer.py", "sequence_length": 64}
+    base = tmp_path / "cases"
+    options = Options("cpu", {}, base, profile=True)
+    run_case(case_of(sweep=sweep), tmp_path / "out", start, options)
+    assert seen[0]["program"] == str(base / "peer.py")
+    assert str(seen[0]["profile"]).startswith(str(tmp_path / "out/profiles"))
+    assert (seen[0]["warmup_steps"], seen[0]["steps"]) == (3, 3)

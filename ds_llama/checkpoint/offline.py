@@ -42,6 +42,27 @@ def export_step(
     no LLaMA.
     """
     folder = Path(checkpoint)
+    there = folder.is_dir()
+    try:
+        return _export(folder, out, dtype, ema, tokenizer, max_shard_bytes)
+    except (CheckpointError, OSError) as error:
+        if folder.is_dir() or not there:
+            raise
+        raise CheckpointError(
+            "the checkpoint was removed while it was exported, as a run does with old ones",
+            where=str(folder),
+            remedy="export again, from a newer one, or keep more ('checkpoint': {'keep_last': N})",
+        ) from error
+
+
+def _export(
+    folder: Path,
+    out: str | Path,
+    dtype: torch.dtype | None,
+    ema: bool,
+    tokenizer: Any,
+    max_shard_bytes: int,
+) -> Path:
     require_whole(folder)
     state = states.read(folder)
     config = LlamaConfig.from_hf(state["model"])

@@ -53,9 +53,8 @@ def command(
     From a training checkpoint of any stage, offload and world size, in one process.
     """
     from ds_llama.commit import listing
-    from ds_llama.units import parse_bytes
 
-    limit = parse_bytes(max_shard_size, where="--max-shard-size")
+    limit = checked(max_shard_size, tokenizer)
     found = listing.find(step_with_average(checkpoint) if ema else checkpoint)
 
     import torch
@@ -67,6 +66,25 @@ def command(
     wanted = getattr(torch, dtype.value) if dtype else None
     write(found.path, out, dtype=wanted, tokenizer=tokenizer, max_shard_bytes=limit)
     report(found.path, out, as_json=as_json)
+
+
+def checked(max_shard_size: str, tokenizer: Path | None) -> int:
+    """Bytes of the largest file. Raises CallError for none, or when no tokenizer is there."""
+    from ds_llama.errors import CallError
+    from ds_llama.units import parse_bytes
+
+    limit = parse_bytes(max_shard_size, where="--max-shard-size")
+    if limit < 1:
+        raise CallError(
+            f"a file of {max_shard_size} holds no tensor",
+            where="--max-shard-size",
+            remedy="give a size such as 4GiB; a tensor that is larger has a file of its own",
+        )
+    if tokenizer is not None:
+        from ds_llama.data.tokenizer import load_tokenizer
+
+        load_tokenizer(tokenizer)
+    return limit
 
 
 def report(source: Path, out: Path, *, as_json: bool) -> None:

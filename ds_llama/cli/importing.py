@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from ds_llama.cli.export import DtypeOption, JsonOption, ShardOption, TokenizerOption, report
+from ds_llama.cli.export import (
+    DtypeOption,
+    JsonOption,
+    ShardOption,
+    TokenizerOption,
+    checked,
+    report,
+)
 
 
 def command(
@@ -30,9 +37,7 @@ def command(
     Name that folder in a run: {"model": {"pretrained": "OUT"}}. No pickle is run: of .bin and .pth
     only tensors are read.
     """
-    from ds_llama.units import parse_bytes
-
-    limit = parse_bytes(max_shard_size, where="--max-shard-size")
+    limit = checked(max_shard_size, tokenizer)
 
     import torch
 

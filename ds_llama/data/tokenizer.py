@@ -1,4 +1,4 @@
-"""Text to ids and back, for a sentencepiece `tokenizer.model` or a `tokenizer.json`.
+"""Text to ids and back, for a `tokenizer.model`, sentencepiece's or Llama 3's, or `tokenizer.json`.
 
 Neither transformers nor torch is imported: `tokenizer.json` is read by the `tokenizers` library
 itself, so that a worker process starts in a fraction of a second.
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ds_llama.data import tokenizer_tiktoken as tiktoken
 from ds_llama.data.fingerprint import read_json, sha256_of, write_json
 from ds_llama.data.tokenizer_json import write_transformers_files
 from ds_llama.data.tokenizer_training import train_tokenizer
@@ -141,11 +142,9 @@ class JsonTokenizer(_FileTokenizer):
     """A `tokenizer.json`; BOS, EOS and padding by the `tokenizer_config.json` beside it."""
 
     def __init__(self, path: Path) -> None:
-        import tokenizers
-
         self.path = path
         try:
-            self._model = tokenizers.Tokenizer.from_file(str(path))
+            self._model = self._read()
         except Exception as error:  # the library raises a bare Exception for every broken file
             raise _unreadable(path, str(error)) from error
         # Ids may have gaps, and an embedding needs the largest.
@@ -153,10 +152,18 @@ class JsonTokenizer(_FileTokenizer):
         self._model.encode_special_tokens = True
         self._model.no_truncation()
         self._model.no_padding()
-        config = read_json(path.with_name("tokenizer_config.json"))
+        config = self._config()
         self.bos_id, self.eos_id, self.pad_id = (
             self._id_of(config.get(key)) for key in ("bos_token", "eos_token", "pad_token")
         )
+
+    def _read(self) -> Any:
+        import tokenizers
+
+        return tokenizers.Tokenizer.from_file(str(self.path))
+
+    def _config(self) -> dict[str, Any]:
+        return read_json(self.path.with_name("tokenizer_config.json"))
 
     def _id_of(self, token: Any) -> int | None:
         content = token.get("content") if isinstance(token, dict) else token
@@ -181,6 +188,23 @@ class JsonTokenizer(_FileTokenizer):
             )
 
 
+class TiktokenTokenizer(JsonTokenizer):
+    """Llama 3's list of tokens, with Meta's pattern and control tokens."""
+
+    def _read(self) -> Any:
+        return tiktoken.pipeline(self.path)
+
+    def _config(self) -> dict[str, Any]:
+        return tiktoken.CONFIG
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """`tokenizer.json` and its config: the list itself says less, and they replace it."""
+        out = Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        self._model.save(str(out / "tokenizer.json"))
+        write_json(out / "tokenizer_config.json", tiktoken.CONFIG)
+
+
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Load from a file, or a folder: its `tokenizer.model` if there is one, else `tokenizer.json`.
 
@@ -195,28 +219,21 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
             remedy="name a tokenizer.model, a tokenizer.json or a folder that holds one; "
             "`ds-llama data tokenizer` trains one",
         )
-    return JsonTokenizer(file) if file.suffix == ".json" else SentencePieceTokenizer(file)
+    if file.suffix == ".json":
+        return JsonTokenizer(file)
+    return TiktokenTokenizer(file) if tiktoken.is_tiktoken(file) else SentencePieceTokenizer(file)
 
 
 def _file_in(folder: Path) -> Path | None:
     model, fast = folder / "tokenizer.model", folder / "tokenizer.json"
-    if model.is_file() and not (fast.is_file() and _is_tiktoken(model)):
+    if model.is_file() and not (fast.is_file() and tiktoken.is_tiktoken(model)):
         return model
     return fast if fast.is_file() else None
-
-
-def _is_tiktoken(path: Path) -> bool:
-    """Llama 3 ships a tiktoken list (base64, space, rank) under sentencepiece's file name."""
-    with path.open("rb") as file:
-        token, _, rank = file.readline(4096).strip().partition(b" ")
-    return bool(token) and rank.isdigit()
 
 
 def _load_sentencepiece(path: Path) -> sentencepiece.SentencePieceProcessor:
     import sentencepiece
 
-    if _is_tiktoken(path):
-        raise _unreadable(path, "it is a tiktoken list, as Llama 3 has")
     sentencepiece.set_min_log_level(4)
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
@@ -228,6 +245,6 @@ def _unreadable(path: Path, why: str) -> DataError:
     return DataError(
         f"this is no tokenizer that can be read: {why}",
         where=str(path),
-        remedy="name a sentencepiece tokenizer.model or a Hugging Face tokenizer.json (Llama 3 has "
-        "one in the model's folder)",
+        remedy="name a tokenizer.model, sentencepiece's or Llama 3's, or a Hugging Face "
+        "tokenizer.json",
     )

@@ -26,10 +26,10 @@ def convert_folder(
     """Write the model of the folder `source` to the folder `out`.
 
     source: Hugging Face's safetensors or `.bin`, or Meta's `consolidated.*.pth` with params.json.
-    Holds 4 MiB of a tensor at a time, of Meta's one tensor. dtype: the tensors'
-    own by default. tokenizer: taken from `source` by default. Raises ModelError when the tensors
-    are not those of `source`'s config, CallError and CheckpointError for what is wrong with either
-    folder.
+    Holds 4 MiB of a tensor at a time, of Meta's one tensor. dtype: the tensors' own by default.
+    tokenizer: taken from `source` by default. Raises ModelError when the tensors are not those of
+    `source`'s config, or `dtype` cannot hold them, CallError and CheckpointError for what is wrong
+    with either folder, DataError for a tokenizer.model that is none.
     """
     source = Path(source)
     if Path(out).resolve() == source.resolve():
@@ -40,18 +40,22 @@ def convert_folder(
         )
     with _open(source) as folder:
         config = folder.config
-        shapes = {n: folder.spec(n).shape for n in folder.names if not COMPUTED.fullmatch(n)}
+        stored = {name: name for name in folder.names if not COMPUTED.fullmatch(name)}
+        if config.tie_word_embeddings:
+            stored[skeleton.TIED[1]] = skeleton.tied_name(folder)
+        shapes = {name: folder.spec(held).shape for name, held in stored.items()}
         expected = skeleton.specs_of(config, torch.float32)
         skeleton.require_same(expected, shapes, source)
         specs = {}
         for name, spec in expected.items():
-            require_floats(name, folder.spec(name).dtype, source)
-            specs[name] = Spec(dtype or folder.spec(name).dtype, spec.shape)
+            found = folder.spec(stored[name]).dtype
+            require_floats(name, found, source)
+            specs[name] = Spec(dtype or found, spec.shape)
         return write_folder(
             out,
             config,
             specs,
-            folder.parts,
+            lambda name: folder.parts(stored[name]),
             tokenizer=tokenizer or folder.tokenizer,
             generation=source,
             max_shard_bytes=max_shard_bytes,

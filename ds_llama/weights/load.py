@@ -14,7 +14,7 @@ from torch import nn
 
 from ds_llama.errors import ModelError
 from ds_llama.weights.folder import COMPUTED, ModelFolder, read_config, require_floats
-from ds_llama.weights.skeleton import TIED
+from ds_llama.weights.skeleton import TIED, tied_name
 from ds_llama.weights.tensorfile import PART_BYTES
 
 __all__ = ["load_pretrained_", "read_config"]
@@ -56,11 +56,11 @@ def _match(
     chosen, missing, known = [], [], set()
     for parameter, names in groups:
         known.update(names)
-        name = next((name for name in names if name in available), None)
-        if name is None:
+        found = [name for name in names if name in available]
+        if not found:
             missing.append(names[0])
         else:
-            chosen.append((parameter, name))
+            chosen.append((parameter, tied_name(source) if len(found) > 1 else found[0]))
     unexpected = [n for n in source.names if n not in known and not COMPUTED.fullmatch(n)]
     if missing or unexpected:
         parts = [f"it lacks {_some(missing)}"] if missing else []

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -28,7 +29,7 @@ from ds_llama.errors import CheckpointError
 from ds_llama.weights import params
 from ds_llama.weights.pickled import Reader
 from ds_llama.weights.skeleton import TIED
-from ds_llama.weights.tensorfile import PART_BYTES, Spec
+from ds_llama.weights.tensorfile import PART_BYTES, Spec, equal
 
 _COMPUTED = "rope.freqs"  # the end of a name: some releases have it in every block
 _HEAD, _EMBEDDING = TIED
@@ -92,13 +93,9 @@ class MetaFolder:
 
     @property
     def tokenizer(self) -> Path | None:
-        """sentencepiece's, in the folder or above it; LLaMA 3's is of another kind, not taken."""
-        for file in (self.path / "tokenizer.model", self.path.parent / "tokenizer.model"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    # A protobuf's first field; tiktoken's file begins with a line of base64.
-                    return file if opened.read(1) == b"\n" else None
-        return None
+        """Its file, in the folder or above it."""
+        files = (self.path / "tokenizer.model", self.path.parent / "tokenizer.model")
+        return next((file for file in files if file.is_file()), None)
 
     def spec(self, name: str) -> Spec:
         """Shape and dtype of a whole tensor."""
@@ -166,14 +163,10 @@ class MetaFolder:
         embedding, head = self._keys.get(_EMBEDDING, ""), self._keys[_HEAD]
         if self._readers[0].specs.get(embedding) != self._readers[0].specs[head]:
             return False
-        for reader in self._readers:
-            spec = reader.specs[head]
-            step = PART_BYTES // spec.dtype.itemsize
-            for start in range(0, spec.numel, step):
-                part = start, min(start + step, spec.numel)
-                if not torch.equal(reader.read(embedding, *part), reader.read(head, *part)):
-                    return False
-        return True
+        return all(
+            equal(partial(r.read, embedding), partial(r.read, head), r.specs[head])
+            for r in self._readers
+        )
 
     def _network(self, tied: bool) -> LlamaConfig:
         gate = "model.layers.0.mlp.gate_proj.weight"

@@ -12,10 +12,11 @@ from ds_llama.errors import ConfigError
 
 NAME = "params.json"
 _NEEDED = ("dim", "n_layers", "n_heads", "norm_eps")
+_OPTIONAL = ("n_kv_heads", "rope_theta", "rope_scale_factor")
 
 
 def read(folder: Path) -> Mapping[str, Any]:
-    """The numbers of a folder's params.json. Raises ConfigError when one is missing."""
+    """What a folder's params.json says. Raises ConfigError for a number that is missing or none."""
     params = read_object(folder / NAME)
     params = params.get("model", params)
     for key in _NEEDED:
@@ -25,7 +26,15 @@ def read(folder: Path) -> Mapping[str, Any]:
                 where=f"{folder / NAME}:{key}",
                 remedy="take the params.json that came with the weights",
             )
-    return params
+    said = {key: value for key, value in params.items() if value is not None}
+    for key in _OPTIONAL:
+        if type(said.get(key, 0)) not in (int, float):
+            raise ConfigError(
+                f"{NAME} says {key} is {said[key]!r}, which is no number",
+                where=f"{folder / NAME}:{key}",
+                remedy="take the params.json that came with the weights",
+            )
+    return said
 
 
 def key_heads(params: Mapping[str, Any]) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import torch
 
 from ds_llama.config.model import LlamaConfig
 from ds_llama.errors import ModelError
-from ds_llama.weights.tensorfile import Spec
+from ds_llama.weights.tensorfile import Spec, equal
 
 TIED = ("lm_head.weight", "model.embed_tokens.weight")
 
@@ -37,6 +39,28 @@ def require_same(
         if found[name] != spec.shape:
             what = f"has shape {list(found[name])}, the config says {list(spec.shape)}"
             raise _foreign(f"{name} {what}", where)
+
+
+def tied_name(source: Any) -> str:
+    """Under which name a folder of a tied network stores the embedding: its own, or the head's.
+
+    source: an open ModelFolder or MetaFolder. Raises ModelError when it stores both and they are
+    not equal: which of them was trained, only its owner knows.
+    """
+    head, embedding = TIED
+    if head not in source.names:
+        return embedding
+    if embedding not in source.names:
+        return head
+    spec = source.spec(head)
+    both = (partial(source.read, name) for name in TIED)
+    if source.spec(embedding) != spec or not equal(*both, spec):
+        raise ModelError(
+            "the config ties the head to the embedding, and the folder holds another head",
+            where=str(source.path),
+            remedy='write "tie_word_embeddings": false in its config.json if both were trained',
+        )
+    return embedding
 
 
 def _foreign(what: str, where: object) -> ModelError:

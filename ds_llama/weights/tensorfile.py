@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ds_llama.errors import CheckpointError
+from ds_llama.errors import CheckpointError, ModelError
 
 DTYPES = {
     "F64": torch.float64,
@@ -123,17 +123,29 @@ class Reader:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"has a damaged header ({type(error).__name__}: {error})"
             raise self._bad(what) from error
+        self._require_no_holes(8 + length, total)
 
     def _add(self, name: str, entry: Mapping[str, Any], base: int, total: int) -> None:
         if entry["dtype"] not in DTYPES:
             raise self._bad(f"holds {name} as {entry['dtype']}, which is not supported")
-        shape = tuple(int(size) for size in entry["shape"])
-        spec, (start, stop) = Spec(DTYPES[entry["dtype"]], shape), entry["data_offsets"]
+        shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+        if any(type(number) is not int for number in (*shape, start, stop)):
+            raise self._bad(f"has a damaged header: a size of {name} is no whole number")
+        spec = Spec(DTYPES[entry["dtype"]], shape)
         if min(shape, default=0) < 0 or start < 0 or stop - start != spec.num_bytes:
             raise self._bad(f"has a damaged header: {name} does not fill its bytes")
         if base + stop > total:
             raise self._bad(f"is cut off: {name} ends beyond it")
         self.specs[name], self._starts[name] = spec, base + start
+
+    def _require_no_holes(self, begin: int, total: int) -> None:
+        """Every byte is of one tensor: the format says so, and two that share bytes are a lie."""
+        for name in sorted(self.specs, key=lambda n: (self._starts[n], self.specs[n].num_bytes)):
+            if self._starts[name] != begin:
+                raise self._bad(f"has a damaged header: {name} begins where it should not")
+            begin += self.specs[name].num_bytes
+        if begin != total:
+            raise self._bad(f"is damaged: its last {total - begin} bytes are of no tensor")
 
     def _bad(self, what: str) -> CheckpointError:
         return CheckpointError(
@@ -165,14 +177,17 @@ class Writer:
     def add(self, name: str, parts: Iterable[torch.Tensor]) -> None:
         """Write the next tensor of the header, cast to its dtype there.
 
-        parts: its elements in row-major order, however they are divided, on any device.
+        parts: its elements in row-major order, however they are divided, on any device. Raises
+        ModelError for one that float16 cannot hold.
         """
         expected, spec = self._left.pop()
         written = 0
         for part in parts:
             # Only so much is ever held twice: cast, and on the host.
             for piece in part.detach().reshape(-1).split(PART_BYTES // spec.dtype.itemsize):
-                self._write(_bytes_of(piece.to("cpu", spec.dtype).contiguous()))
+                cast = piece.to("cpu", spec.dtype).contiguous()
+                _require_finite(name, cast, piece)
+                self._write(_bytes_of(cast))
                 written += piece.numel()
         assert (name, written) == (expected, spec.numel)
 
@@ -193,6 +208,16 @@ class Writer:
             self._file.close()
 
 
+def _require_finite(name: str, cast: torch.Tensor, piece: torch.Tensor) -> None:
+    narrowed = cast.dtype == torch.float16 != piece.dtype
+    if narrowed and not torch.equal(cast.isfinite(), piece.isfinite().cpu()):
+        raise ModelError(
+            f"{name} has elements beyond 65504, the largest number of float16",
+            where=name,
+            remedy="write the weights as bfloat16 or float32",
+        )
+
+
 def write(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Write a whole file of tensors that exist already."""
     found = dict(tensors)
@@ -201,6 +226,19 @@ def write(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     for name, tensor in found.items():
         writer.add(name, [tensor])
     writer.close()
+
+
+def equal(first: Callable[[int, int], torch.Tensor], second: Any, spec: Spec) -> bool:
+    """Whether two tensors of one `spec` are the same bytes, some MiB at a time.
+
+    first, second: their `read` of a range of elements.
+    """
+    step = PART_BYTES // spec.dtype.itemsize
+    return all(
+        torch.equal(first(a, b).view(torch.uint8), second(a, b).view(torch.uint8))
+        for a in range(0, spec.numel, step)
+        for b in [min(a + step, spec.numel)]
+    )
 
 
 def fill(flat: torch.Tensor, file: io.FileIO, offset: int) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 import torch
 
 from ds_llama.config.model import LlamaConfig
+from ds_llama.data.tokenizer import load_tokenizer
 from ds_llama.errors import CheckpointError, DsLlamaError, ModelError
 from ds_llama.weights.folder import GENERATION, INDEX, SINGLE, TOKENIZER_FILES
 from ds_llama.weights.tensorfile import Spec, Writer
 
 MAX_SHARD_BYTES = 4 << 30
+_SHARD = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 
 def write_folder(
@@ -70,8 +73,13 @@ class FolderWriter:
         max_shard_bytes: int,
         generation: str | Path | None = None,
     ) -> None:
-        self.out, self.staged = out, out.with_name(f".{out.name}.staging")
+        # Through links, and "." has a name.
+        self.out = out = Path(os.path.realpath(out))
+        self.staged = out.with_name(f".{out.name}.staging")
+        self._former = out.with_name(f".{out.name}.former")
         _require_elements(specs)
+        if self._former.is_dir() and not out.exists():
+            os.rename(self._former, out)  # a process was killed between the two of `publish`
         _check_target(out)
         self.specs = dict(specs)
         self.files = plan(self.specs, max_shard_bytes)
@@ -99,12 +107,11 @@ class FolderWriter:
     def publish(self) -> None:
         """Close the last file and give the folder its name; a former export goes."""
         self._finish_file()
-        former = self.out.with_name(f".{self.out.name}.former")
-        shutil.rmtree(former, ignore_errors=True)
+        shutil.rmtree(self._former, ignore_errors=True)
         if self.out.exists():
-            os.rename(self.out, former)
+            os.rename(self.out, self._former)
         os.rename(self.staged, self.out)
-        shutil.rmtree(former, ignore_errors=True)
+        shutil.rmtree(self._former, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove what is not published; nothing to do after `publish`."""
@@ -168,6 +175,12 @@ def _check_target(out: Path) -> None:
     """A former export is replaced, so nothing may be in it that no export writes."""
     if not out.exists():
         return
+    if out == Path.cwd():
+        raise CheckpointError(
+            "an export takes the place of its folder, and this is the one that you are in",
+            where=str(out),
+            remedy="name a folder in it",
+        )
     found = sorted(out.iterdir()) if out.is_dir() else [out]
     foreign = [path for path in found if path == out or not _is_ours(path)]
     if foreign or (found and not (out / "config.json").is_file()):
@@ -179,8 +192,8 @@ def _check_target(out: Path) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    # A tokenizer may be a file of any name that ends in one of these.
-    return path.is_file() and path.suffix in {".safetensors", ".json", ".model", ".jinja"}
+    written = ("config.json", GENERATION, INDEX, *TOKENIZER_FILES)
+    return path.is_file() and (path.name in written or bool(_SHARD.fullmatch(path.name)))
 
 
 def _write_configs(folder: Path, config: LlamaConfig, specs: Mapping[str, Spec]) -> None:
@@ -207,13 +220,20 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
-    if tokenizer is None:
-        return
+    """As they are from a model's folder; a tokenizer.model alone is completed for transformers."""
     if not isinstance(tokenizer, (str, Path)):
-        tokenizer.save(folder)
+        if tokenizer is not None:
+            tokenizer.save(folder)
         return
     source = Path(tokenizer)
-    found = [source] if source.is_file() else [source / name for name in TOKENIZER_FILES]
-    for file in found:
+    if source.is_file() or _is_bare(source):
+        load_tokenizer(source).save(folder)
+        return
+    for file in (source / name for name in TOKENIZER_FILES):
         if file.is_file():
             shutil.copyfile(file, folder / file.name)
+
+
+def _is_bare(folder: Path) -> bool:
+    model, *others = (folder / name for name in TOKENIZER_FILES)
+    return model.is_file() and not any(file.is_file() for file in others)

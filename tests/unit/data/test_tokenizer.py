@@ -165,7 +165,7 @@ def test_no_tokenizer_says_what_to_name(tmp_path: Path, name: str) -> None:
     ("name", "content", "words"),
     [
         ("tokenizer.model", "no protobuf", "sentencepiece cannot parse it"),
-        ("tokenizer.model", TIKTOKEN, "it is a tiktoken list"),
+        ("tokenizer.model", TIKTOKEN, "byte 0x00 is no token: the list is not whole"),
         ("tokenizer.json", '{"model": 1}', "no tokenizer that can be read"),
     ],
 )

@@ -65,18 +65,19 @@ def test_configs_and_tokenizer_files(make_model, tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "tokenizer.model").write_bytes(b"\x01\x02")
+    (tokenizer / "special_tokens_map.json").write_text("{}")
     (tokenizer / "notes.txt").write_text("not a tokenizer file")
     out = export_model(model, config, tmp_path / "out", tokenizer=tokenizer)
     assert sorted(path.name for path in out.iterdir()) == [
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "special_tokens_map.json",
         "tokenizer.model",
     ]
     assert type(config).from_hf(out) == config
     generation = transformers.GenerationConfig.from_pretrained(out)
     assert (generation.bos_token_id, generation.eos_token_id) == (1, [2, 3])
-    export_model(model, config, out, tokenizer=tokenizer / "tokenizer.model")
     assert (out / "tokenizer.model").read_bytes() == b"\x01\x02"
 
     class Saving:
@@ -145,10 +146,38 @@ def test_something_else_is_never_written_over(make_model, tmp_path: Path) -> Non
     (tmp_path / "mine" / "thesis.txt").write_text("")
     (tmp_path / "file").write_text("")
     export_model(model, config, tmp_path / "with")
-    (tmp_path / "with" / "notes.txt").write_text("")
+    (tmp_path / "with" / "notes.json").write_text("")
     for name in ("mine", "file", "with"):
         with pytest.raises(CheckpointError, match="something else where the export") as caught:
             export_model(model, config, tmp_path / name)
         assert "new folder" in caught.value.remedy
-    assert (tmp_path / "with" / "notes.txt").exists()
-    assert "export should go: notes.txt" in caught.value.what
+    assert (tmp_path / "with" / "notes.json").exists()
+    assert "export should go: notes.json" in caught.value.what
+
+
+def test_links_killed_exports_and_the_folder_that_one_is_in(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, model = make_model()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    for _ in range(2):
+        export_model(model, config, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+    # Killed when the former was out of the way and the new one not there: it comes back first.
+    out = (tmp_path / "disk" / "out").rename(tmp_path / "disk" / ".out.former").with_name("out")
+    model.lm_head.weight.data = torch.empty(0)
+    (out.parent / ".out.staging").mkdir()
+    monkeypatch.setattr(write, "_require_elements", lambda specs: None)
+    monkeypatch.setattr(write, "_write_configs", _interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write.write_folder(out, config, {}, lambda name: [])
+    assert (out / "model.safetensors").exists()
+    monkeypatch.chdir(out)
+    with pytest.raises(CheckpointError, match="this is the one that you are in") as caught:
+        export_model(model, config, ".")
+    assert caught.value.remedy == "name a folder in it"
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt

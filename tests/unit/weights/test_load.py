@@ -8,6 +8,7 @@ import torch
 
 from ds_llama.errors import CallError, CheckpointError, ConfigError, ModelError
 from ds_llama.weights import tensorfile
+from ds_llama.weights.convert import convert_folder
 from ds_llama.weights.export import export_model
 from ds_llama.weights.folder import INDEX, ModelFolder
 from ds_llama.weights.load import load_pretrained_, read_config
@@ -72,6 +73,13 @@ def test_a_tied_head_may_be_there_and_old_rotary_tables_too(make_model, tmp_path
     _rewrite(out, lambda tensors: tensors.pop("model.embed_tokens.weight"))
     load_pretrained_(_scrambled(other), out)
     assert _equal(other, model)
+    again = convert_folder(out, tmp_path / "again")
+    load_pretrained_(_scrambled(other), again)
+    assert _equal(other, model)
+    _rewrite(out, lambda t: t.update({"model.embed_tokens.weight": t["lm_head.weight"] + 1}))
+    with pytest.raises(ModelError, match="the folder holds another head") as caught:
+        load_pretrained_(_scrambled(other), out)
+    assert '"tie_word_embeddings": false' in caught.value.remedy
 
 
 @pytest.mark.parametrize(

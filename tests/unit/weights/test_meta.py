@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,20 @@ import pytest
 import torch
 import transformers
 
-from ds_llama.errors import CallError, CheckpointError, ConfigError, ModelError
+from ds_llama.data.tokenizer import load_tokenizer, train_tokenizer
+from ds_llama.errors import CallError, CheckpointError, ConfigError, DataError, ModelError
 from ds_llama.model.llama import Llama
 from ds_llama.weights import meta, params
 from ds_llama.weights.convert import convert_folder
 from ds_llama.weights.load import load_pretrained_, read_config
+from tests.unit.data.conftest import sentences
 from tests.unit.weights.metas import logits, release
 
 # Far apart, so that long waves turn by radians: without scaling the logits are others.
 POSITIONS = torch.arange(64) * 100
 EVEN = {"vocab_size": 96, "max_position_embeddings": 131_072}
 SCALED = {"use_scaled_rope": True, "rope_scale_factor": 32.0}
+TIKTOKEN = Path(__file__).parents[1] / "data" / "tiktoken"
 RELEASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "llama-1": ({"num_key_value_heads": 4}, {"n_kv_heads": None}),
     "llama-2-in-two": ({"num_key_value_heads": 4}, {"parts": 2}),
@@ -116,10 +120,22 @@ def released(make_model, tmp_path: Path) -> Path:
 
 
 def test_the_tokenizer_beside_it_goes_along(released: Path, tmp_path: Path) -> None:
-    for content, taken in ((b"\n\x0e\n\x05<unk>", True), (b"IQ== 0\nIg== 1\n", False)):
-        (released.parent / "tokenizer.model").write_bytes(content)
+    """sentencepiece's and Llama 3's, either so that transformers gives the same ids."""
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(sentences(500)))
+    train_tokenizer([corpus], tmp_path / "second", vocab_size=330, threads=1)
+    for source in (tmp_path / "second", TIKTOKEN):
+        shutil.copyfile(source / "tokenizer.model", released.parent / "tokenizer.model")
         out = convert_folder(released, tmp_path / "out")
-        assert (out / "tokenizer.model").exists() is taken
+        expected, found = load_tokenizer(source), load_tokenizer(out)
+        theirs = transformers.AutoTokenizer.from_pretrained(out)
+        for text in ("hello  world 1234", "日本\n  def"):
+            ids = expected.encode(text, bos=True)
+            assert found.encode(text, bos=True) == theirs.encode(text) == ids
+    (released / "tokenizer.model").write_text("IQ== 0\n")
+    with pytest.raises(DataError, match="the list is not whole"):
+        convert_folder(released, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def _change(part: str, change: Any) -> Any:
@@ -172,6 +188,7 @@ FIRST, SECOND = "consolidated.00.pth", "consolidated.01.pth"
             "vision.weight does not belong to the network",
         ),
         (_params(n_heads=None), ConfigError, "params.json says no n_heads"),
+        (_params(rope_theta="5e5"), ConfigError, "says rope_theta is '5e5', which is no number"),
         (_params(n_layers=3), ModelError, "model.layers.2.input_layernorm.weight is missing"),
         (_params(n_kv_heads=4), ModelError, "k_proj.weight has shape [16, 32], the config says"),
         (lambda f: (f / "params.json").unlink(), CallError, "there is no model here: neither"),

@@ -89,6 +89,11 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (_file({"x": {**ENTRY, "shape": [-1, -2]}}, b"12345678"), "x does not fill its bytes"),
         (_file({"x": {**ENTRY, "data_offsets": [-8, 0]}}, b"12345678"), "x does not fill its"),
         (_file({"x": ENTRY}, b"1234"), "is cut off: x ends beyond it"),
+        (_file({"x": {**ENTRY, "shape": ["2"]}}, b"12345678"), "a size of x is no whole number"),
+        (_file({"x": {**ENTRY, "data_offsets": [0.0, 8]}}, b"12345678"), "a size of x is no whole"),
+        (_file({"x": ENTRY, "y": ENTRY}, b"12345678"), "y begins where it should not"),
+        (_file({"x": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12)), "x begins where it should"),
+        (_file({"x": ENTRY}, bytes(12)), "is damaged: its last 4 bytes are of no tensor"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -20,7 +20,7 @@ from ds_llama.weights.skeleton import specs_of
 def saved(make_model, tmp_path: Path) -> Path:
     _, model = make_model(tie_word_embeddings=True)
     model.save_pretrained(tmp_path / "saved", max_shard_size=20_000)
-    (tmp_path / "saved" / "tokenizer.model").write_bytes(b"\x01")
+    (tmp_path / "saved" / "tokenizer.json").write_text("{}")
     return tmp_path / "saved"
 
 
@@ -33,7 +33,7 @@ def test_a_folder_is_written_anew(
     assert main(words) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["source"], report["out"]) == (str(saved), str(out))
-    assert report["files"].keys() >= {"tokenizer.model", "config.json"}
+    assert report["files"].keys() >= {"tokenizer.json", "config.json"}
     assert sum(name.endswith(".safetensors") for name in report["files"]) > 1
     pair = [transformers.LlamaForCausalLM.from_pretrained(folder).eval() for folder in (saved, out)]
     with torch.no_grad():
@@ -76,10 +76,15 @@ def _damage(saved: Path, how: str) -> str:
     elif how == "taken":
         (saved.parent / "out").mkdir()
         (saved.parent / "out" / "thesis.txt").write_text("")
-    elif how == "int8":
+    else:
         with ModelFolder(saved) as source:
             tensors = {n: source.read(n).view(source.spec(n).shape) for n in source.names}
-        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+        if how == "int8":
+            tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+        elif how == "beyond float16":
+            tensors["model.norm.weight"][-1] = 65520
+        else:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
         for path in saved.glob("model*"):
             path.unlink()
         tensorfile.write(saved / "model.safetensors", tensors.items())
@@ -95,6 +100,8 @@ def _damage(saved: Path, how: str) -> str:
         ("no weights", 1, "the folder has neither model.safetensors nor"),
         ("gpt2", 1, "model_type is 'gpt2'"),
         ("taken", 1, "there is something else where the export should go: thesis.txt"),
+        ("another head", 1, "the config ties the head to the embedding, and the folder holds"),
+        ("beyond float16", 1, "model.norm.weight has elements beyond 65504, the largest number"),
         ("int8", 1, "model.norm.weight is stored as int8: the weights are quantized"),
     ],
 )
@@ -108,7 +115,7 @@ def test_each_mistake_is_one_error(
 ) -> None:
     shard = _damage(saved, how)
     before = sorted(path.name for path in tmp_path.iterdir())
-    assert main(["import", str(saved), str(tmp_path / "out")]) == code
+    assert main(["import", str(saved), str(tmp_path / "out"), "--dtype", "float16"]) == code
     said = capsys.readouterr().err
     assert message.format(shard=shard) in said
     assert (said.count("error: "), said.count("remedy: ")) == (1, 1)
@@ -120,10 +127,12 @@ def test_words_of_the_call(saved: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for more, message in (
         (["--dtype", "int8"], "int8"),
         (["--tokenizer", str(tmp_path / "none")], "none"),
+        (["--tokenizer", str(tmp_path)], f"there is no tokenizer at {tmp_path}"),
+        (["--max-shard-size", "0.4"], "a file of 0.4 holds no tensor"),
     ):
         assert main([*words, *more]) == 2
         assert message in capsys.readouterr().err
-    (saved / "tokenizer.model").unlink()
+    (saved / "tokenizer.json").unlink()
     assert main(words) == 0
     assert "no tokenizer came along; --tokenizer FOLDER takes one" in capsys.readouterr().err
 

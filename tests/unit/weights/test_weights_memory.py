@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from ds_llama.checkpoint import offline
+from ds_llama.errors import CheckpointError
 from tests.campaigns import weights_memory as campaign
 
 
@@ -16,3 +22,22 @@ def test_import_and_export_hold_a_shard_and_the_largest_tensor_at_most(tmp_path:
 
 def test_the_whole_form_has_500_mb_and_more() -> None:
     assert 4 * campaign._config("full").num_parameters > 500e6
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As retention does while the run goes on: said so, and nothing half remains."""
+    source, write = tmp_path / "step-00000001", offline.write_folder
+    campaign.checkpoint(campaign._config("tiny"), source)
+
+    def removed_first(*given: Any, **words: Any) -> Path:
+        shutil.rmtree(source)
+        return write(*given, **words)
+
+    monkeypatch.setattr(offline, "write_folder", removed_first)
+    with pytest.raises(CheckpointError, match="the checkpoint was removed while it was") as caught:
+        offline.export_step(source, tmp_path / "out")
+    assert caught.value.where == str(source)
+    assert caught.value.remedy.startswith("export again, from a newer one")
+    assert not list(tmp_path.iterdir())

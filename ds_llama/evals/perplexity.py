@@ -14,6 +14,7 @@ import torch.distributed as dist
 from ds_llama.data.shards import vocabulary_error
 from ds_llama.errors import CallError
 from ds_llama.evals.asking import device_of, eval_mode
+from ds_llama.measure import pulse
 
 _IGNORED = -100
 
@@ -79,6 +80,7 @@ def evaluate(
     sums = torch.zeros(2, dtype=torch.float64)
     with eval_mode(model):
         for ids, labels in _batches(dataset, micro_batch_size, max_batches):
+            pulse.HERE.alive()
             if vocab_size is not None and int(ids.max()) >= vocab_size:
                 raise vocabulary_error(int(ids.max()), vocab_size, where=repr(dataset))
             loss = model(input_ids=ids.to(device), labels=labels.to(device)).loss

@@ -2,7 +2,9 @@
 
     each rank's thread, now and then:  writes where its rank is (`pulse`) to FOLDER/<rank>.json
     ranks 0 and 1:                     read everyone's and give the verdict: FOLDER/verdict.json
-    each rank, at a verdict:           prints its stack if it is the one that hangs, and ends
+    each rank, at a verdict:           prints its stack if it is the one that hangs; ends when the
+                                       one that judged has spoken, since a launcher ends the others
+                                       once the first has ended
 
 The rank that the others wait for is the one that is behind: fewest beats, then fewest collectives
 begun; it hangs when it has not moved for as long as its phase may take. A rank whose own thread
@@ -31,13 +33,16 @@ from ds_llama.errors import RunError
 from ds_llama.measure import pulse
 
 VERDICT = "verdict.json"
-SLOW_FACTOR, SLOW_S = 10.0, 300.0
-"""How much longer silence may last in `pulse.SLOW` phases and in the first step of a process, and
-for how long at least."""
+_SPOKEN = "spoken"
+SLOW_FACTOR, SLOW_S, WAITED_S = 10.0, 300.0, 1500.0
+"""How much longer silence may last in `pulse.SLOW` phases and in the first step of a process, for
+how long at least, and at most while others wait: their collective gives up after half an hour."""
 _LEFT = "left"
 _JUDGES = 2
 _LONGEST_POLL_S = 10.0
 _GRACE_S = 1.0
+_STACK = signal.SIGQUIT
+"""Has a process of a watched rank print its stack, whatever it is stuck in."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,7 @@ class Watch:
 
     def start(self) -> None:
         """Watch from now on."""
+        faulthandler.register(_STACK, file=sys.__stderr__ or 2, all_threads=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -97,18 +103,29 @@ class Watch:
         self._thread.join()
         with suppress(OSError, ValueError):
             self._obey()
+        faulthandler.unregister(_STACK)
         for leave in (self._path(self.rank).unlink, self.folder.rmdir, self.folder.parent.rmdir):
             with suppress(OSError):
                 leave()  # the last rank's calls succeed
 
     def _work(self) -> None:
+        last = time.monotonic()
         while not self._stopping.wait(self.poll_s):
+            now = time.monotonic()
+            if now - last > self.timeout_s / 2:
+                self._forgive(now)
+            last = now
             with suppress(OSError, ValueError):
                 self._write()
                 self._obey()
                 if self.rank < _JUDGES and (verdict := self.judge(self._places())) is not None:
                     self._publish(verdict)
                     self._obey()
+
+    def _forgive(self, now: float) -> None:
+        """This process has stood still, as when a scheduler suspends a job: so may have all."""
+        pulse.HERE.since = now
+        self._seen = {rank: (place, now) for rank, (place, _) in self._seen.items()}
 
     def _obey(self) -> None:
         if (self.folder / VERDICT).exists():
@@ -152,32 +169,48 @@ class Watch:
         """
         if any(place.phase == _LEFT for place, _ in places.values()):
             return None  # a rank that has left waits for nobody, and the others are at their end
-        silent = {
-            rank
-            for rank, (place, quiet_s) in places.items()
-            if place.silent_s + quiet_s > self._patience_s(place)
-        }
-        stalled = sorted(r for r in silent if places[r][1] > self.timeout_s / 2)
         least = min((place.beats, place.collectives) for place, _ in places.values())
         behind = {r for r, (p, _) in places.items() if (p.beats, p.collectives) == least}
-        if len(behind) == len(places) and behind != silent:
+        alike = len(behind) == len(places)
+        stalled = sorted(
+            rank
+            for rank in self._silent(places, waited_for=True)
+            if places[rank][1] > self.timeout_s / 2
+        )
+        silent = self._silent(places, waited_for=not alike)
+        if alike and behind != silent:
             behind = set()  # all are in the same place: some have been there for a little longer
         hung = stalled or sorted(behind & silent)
         if not hung:
             return None
-        return Verdict(self.rank, hung, stalled, self._words(places[hung[0]][0], hung, stalled))
+        patience_s = self._patience_s(places[hung[0]][0], waited_for=bool(stalled) or not alike)
+        words = self._words(places[hung[0]][0], patience_s, hung, stalled)
+        return Verdict(self.rank, hung, stalled, words)
 
-    def _patience_s(self, place: Place) -> float:
-        return max(self.timeout_s * SLOW_FACTOR, SLOW_S) if place.slow else self.timeout_s
+    def _silent(self, places: dict[int, tuple[Place, float]], *, waited_for: bool) -> set[int]:
+        return {
+            rank
+            for rank, (place, quiet_s) in places.items()
+            if place.silent_s + quiet_s > self._patience_s(place, waited_for=waited_for)
+        }
 
-    def _words(self, first: Place, hung: list[int], stalled: list[int]) -> list[str]:
+    def _patience_s(self, place: Place, *, waited_for: bool) -> float:
+        if not place.slow:
+            return self.timeout_s
+        longest = max(self.timeout_s * SLOW_FACTOR, SLOW_S)
+        return min(longest, max(self.timeout_s, WAITED_S)) if waited_for else longest
+
+    def _words(
+        self, first: Place, patience_s: float, hung: list[int], stalled: list[int]
+    ) -> list[str]:
         waiting = [rank for rank in range(self.world_size) if rank not in hung]
         what = f"{_ranks(hung)} {_verb(hung, 'hang')}: no progress for "
-        what += f"{self._patience_s(first):g} s in step {first.step}, {first.phase}"
+        what += f"{patience_s:g} s in step {first.step}, {first.phase}"
         if waiting:
             what += f"; {_ranks(waiting)} {_verb(waiting, 'wait')}"
         if stalled:
-            what += f"; the process of {_ranks(stalled)} is stopped, or stuck outside Python"
+            what += f"; last heard of there, {_ranks(stalled)} "
+            what += f"{'are' if len(stalled) > 1 else 'is'} stopped, or stuck outside Python"
         return [
             what,
             f"step {first.step}, rank {first.rank} on {first.host}, process {first.pid}",
@@ -196,20 +229,33 @@ class Watch:
             if self.rank in verdict.hung:
                 print(f"rank {self.rank} hangs here:", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+            self._path(self.rank).unlink(missing_ok=True)
             if self.rank == verdict.by:
-                self._let_others_end(verdict.stalled)
-                what, where, remedy = verdict.error
-                self._ended(what)
-                error = RunError(what, where=where, remedy=remedy)
-                print(error, file=sys.stderr, flush=True)
+                self._speak(verdict)
+            else:
+                self._wait(lambda: (self.folder / _SPOKEN).exists(), patience=3)
         finally:
             os._exit(RunError.exit_code)
 
-    def _let_others_end(self, stalled: list[int]) -> None:
-        """Stopped processes of this launch go on, to their own end; one that does not is killed."""
-        self._signal(stalled, signal.SIGCONT)
-        time.sleep(self.poll_s + _GRACE_S)
-        self._signal(stalled, signal.SIGKILL)
+    def _speak(self, verdict: Verdict) -> None:
+        """The last word, and the end of processes that do not come to it by themselves."""
+        others = [self._path(rank) for rank in verdict.hung if rank != self.rank]
+        self._signal(verdict.stalled, signal.SIGCONT)
+        self._wait(lambda: not any(path.exists() for path in others))
+        stuck = [rank for rank in verdict.stalled if self._path(rank).exists()]
+        self._signal(stuck, _STACK)
+        time.sleep(_GRACE_S / 5 if stuck else 0)
+        what, where, remedy = verdict.error
+        self._ended(what)
+        print(RunError(what, where=where, remedy=remedy), file=sys.stderr, flush=True)
+        (self.folder / _SPOKEN).touch()
+        self._signal(stuck, signal.SIGKILL)
+
+    def _wait(self, until: Callable[[], bool], patience: int = 1) -> None:
+        """At most for so many times as long as it takes every rank to see the verdict."""
+        deadline = time.monotonic() + patience * (self.poll_s + _GRACE_S)
+        while time.monotonic() < deadline and not until():
+            time.sleep(_GRACE_S / 20)
 
     def _signal(self, stalled: list[int], signum: signal.Signals) -> None:
         for rank in stalled:

@@ -40,6 +40,11 @@ class Pulse:
         self.phase, self.since = phase, time.monotonic()
         self.beats += 1
 
+    def alive(self) -> None:
+        """A long phase gets on: the silence begins anew, without a beat."""
+        if threading.get_ident() == self._thread:
+            self.since = time.monotonic()
+
     def at_step(self, step: int, *, first: bool) -> None:
         """A step begins; `first`: of this process."""
         self.step, self._first = step, first

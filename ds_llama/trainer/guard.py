@@ -40,10 +40,10 @@ class Guard:
 
     DeepSpeed itself skips an update whose gradient is not finite, in every precision but at stage
     0, and goes on: a run whose weights are spoilt would skip to its last step and call itself
-    finished. A dynamic loss scale is lowered at each skip, and its end is an error of its own
-    (`zero.engine.step`): those skips are not judged. Gradients are gone after a step, so they are
-    looked at, for the name of the first that is not finite, before the update that would be the
-    last one in patience; a good step costs nothing.
+    finished. A dynamic loss scale is lowered at each skip for a gradient, and its end is an error
+    of its own (`zero.engine.step`): those skips are not judged. It has no part in the loss, which
+    is. Gradients are gone after a step, so they are looked at, for the name of the first that is
+    not finite, before the update that would be the last one in patience; a good step costs nothing.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Guard:
     def _judge(self, loss: float, norm: torch.Tensor | None) -> Verdict | None:
         """Before the update."""
         if not math.isfinite(loss):
-            return None if self._patient else Verdict(self._settings.nonfinite, _of_loss(loss))
+            return Verdict(self._settings.nonfinite, _of_loss(loss))
         if norm is not None and not math.isfinite(float(norm)):
             return Verdict(self._settings.nonfinite, GRADIENTS)
         spike = self._settings.spike

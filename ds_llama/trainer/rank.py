@@ -14,7 +14,7 @@ from ds_llama.trainer.build import construct
 from ds_llama.trainer.job import run_lock
 from ds_llama.trainer.state import TrainState
 from ds_llama.trainer.train import train_locked
-from ds_llama.trainer.watching import watched
+from ds_llama.trainer.watching import collective_timeout, watched
 from ds_llama.zero import world
 from ds_llama.zero.register import register
 
@@ -26,7 +26,7 @@ def run_rank(run: Run, resume: str) -> TrainState:
     reported already: a wrong path is one message and not one for every process.
     """
     try:
-        world.join()
+        world.join(collective_timeout(run))
         # The lock before `register` writes into the folder.
         with run_lock(run), watched(run), Recording.of(run) as recording:
             state = train_locked(register(construct(run), run), run, resume, recording)

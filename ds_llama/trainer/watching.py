@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
+import torch
 from torch.distributed import distributed_c10d
 
 from ds_llama.checkpoint import ranks
@@ -40,8 +42,15 @@ def watched(run: Run) -> Iterator[None]:
     watch.start()
     try:
         yield
+        with pulse.within("end"):  # who is late here is watched too
+            torch.distributed.barrier()
     finally:
         watch.stop()
+
+
+def collective_timeout(run: Run) -> timedelta:
+    """What collectives wait: longer than it takes to name who hangs."""
+    return max(world.TIMEOUT, timedelta(seconds=1.25 * (run.stability.hang_timeout_s or 0)))
 
 
 def collectives_begun() -> int:

@@ -9,15 +9,23 @@ from datetime import timedelta
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from torch.distributed import distributed_c10d
 
 TIMEOUT = timedelta(minutes=30)
 _MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def join(timeout: timedelta = TIMEOUT) -> None:
-    """Join the process group that the launcher described, or a world of one without a launcher."""
+    """Join the process group that the launcher described, or a world of one without a launcher.
+
+    `timeout` is that of every group, of those that DeepSpeed makes without one too, which would
+    have 10 minutes on NCCL (`torch.distributed.constants`): a hang is to be named before.
+    """
     prepare()
     if not deepspeed.comm.is_initialized():
+        distributed_c10d.default_pg_timeout = timeout
+        if distributed_c10d.default_pg_nccl_timeout is not None:
+            distributed_c10d.default_pg_nccl_timeout = timeout
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(),
             timeout=timeout,

@@ -134,28 +134,37 @@ def a_refused_update_leaves_no_trace(folder: Path, **keys: Any) -> None:
     assert engines.adam_step(engine) == engines.adam_step(twin) == 2
 
 
-def skips(folder: Path) -> None:
-    """One rank's NaN: no rank updates, the replicas stay equal, the row and the event say so."""
-    settings = {"steps": 4, "global_batch_size": BATCH, "micro_batch_size": MICRO}
-    with poisoned("loss", 3):
-        state = trained(folder / "run", train=settings | {"check_replicas_every_steps": 1})
+def skips(folder: Path, *, kind: str, why: str, per_step: int = 1, **keys: Any) -> None:
+    """One micro-batch of one rank: no rank updates, the copies stay equal, row and event say so."""
+    settings = {"steps": 4, "global_batch_size": BATCH, "micro_batch_size": MICRO // per_step}
+    stability = {"spike": {"window": 2, "deviations": 200.0}}
+    train = settings | {"check_replicas_every_steps": 1}
+    with poisoned(kind, 3 * per_step):
+        state = trained(folder / "run", train=train, stability=stability, **keys)
     rows = read(folder / "run" / "metrics.jsonl")
     assert [row["skipped"] for row in rows] == [False, False, True, False]
-    assert rows[2]["nonfinite"]["loss"] == "nan"
+    assert rows[2].get("nonfinite", {}) == (
+        {"loss": "nan", "perplexity": "nan"} if kind == "loss" else {}
+    )
     assert state.skipped_steps == 1
     [event] = read(folder / "run" / "events.jsonl")
     assert event.pop("time")
-    assert event == {"event": "skip", "step": 3, "why": "the loss is nan", "samples": [8, 12]}
+    assert event.pop("why").startswith(why)
+    assert event == {"event": "skip", "step": 3, "samples": [8, 12]}
 
 
 def stops(folder: Path) -> None:
     """By what was asked for, by a spike, and for want of a way back; the events tell."""
-    stop = {"nonfinite": "stop"}
+    stop, half = {"nonfinite": "stop"}, {"fp16": {"enabled": True, "initial_scale_power": 4}}
     with poisoned("gradient", 2):
         said = said_by_all(lambda: trained(folder / "stop", stage=0, stability=stop))
     assert re.match(
         r"gradients are not finite: the gradient of \S+ \(rank \d\) is not finite", said
     )
+    with poisoned("loss", 2):
+        run = {"stability": stop, "precision": "fp16", "deepspeed": half}
+        said = said_by_all(lambda: trained(folder / "half", **run))
+    assert re.match(r"the loss is nan: the gradient of \S+ \(rank \d\) is not finite", said)
     spike = {"spike": {"window": 3, "deviations": 200.0, "then": "stop"}}
     with poisoned("spike", 5):
         said = said_by_all(lambda: trained(folder / "spike", stability=spike))
@@ -169,7 +178,8 @@ def stops(folder: Path) -> None:
     assert said == "the loss is nan, after 1 rollbacks"
     found = [event["event"] for event in read(folder / "often" / "events.jsonl")]
     assert found == ["rollback"]
-    assert [event["event"] for event in read(folder / "spike" / "events.jsonl")] == ["stop"]
+    for name in ("stop", "half", "spike"):
+        assert [event["event"] for event in read(folder / name / "events.jsonl")] == ["stop"]
 
 
 def rolls_back(folder: Path, *, kind: str, **keys: Any) -> None:
@@ -294,11 +304,16 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
     back: dict[str, dict[str, Any]] = {
         "2-loss": {"stage": 2, "precision": "bf16", "offload": "optimizer"},
         "3-spike": {"stage": 3, "precision": "bf16", "offload": "all"},
+        "1-gradient": {"stage": 1, "precision": "bf16"},
     }
     for name, keys in back.items():
         cell = partial(rolls_back, kind=name.partition("-")[2], **keys)
         found[f"rolls_back-{name}"] = (alone, cell)
-    found["skips"] = (alone, skips)
+    of_gradients = partial(skips, why="gradients are not finite")
+    accumulated = {"stage": 3, "precision": "bf16", "per_step": 2}
+    found["skips-loss"] = (alone, partial(skips, kind="loss", why="the loss is nan"))
+    found["skips-gradient"] = (alone, partial(of_gradients, kind="gradient", **accumulated))
+    found["skips-spike"] = (alone, partial(skips, kind="spike", why="the loss ", per_step=2))
     found["stops"] = (alone, stops)
     found["continuity"] = (alone, a_resumed_run_has_the_same_metrics)
     found["worlds-saved"] = ((1,), stopped_on_one_rank)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from ds_llama.measure.liveness import SLOW_S, Place, Watch
+from ds_llama.config.run import StabilityConfig
+from ds_llama.measure import pulse
+from ds_llama.measure.liveness import SLOW_S, WAITED_S, Place, Watch
+from ds_llama.zero import world
 
 TIMEOUT_S = 1.0
 RANK = """
@@ -56,6 +61,15 @@ def ranks(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
+def outputs(ranks: list[subprocess.Popen[str]]) -> list[str]:
+    """What each said on stderr; the first that ends takes the others with it, as in a launch."""
+    while all(process.poll() is None for process in ranks):
+        time.sleep(0.01)
+    for process in ranks:
+        process.terminate()
+    return [process.communicate(timeout=30)[1] for process in ranks]
+
+
 def start(ranks: list[subprocess.Popen[str]], folder: Path, hangs_in: str, seconds: float) -> None:
     folder.mkdir()
     for rank in (0, 1):
@@ -72,9 +86,9 @@ def start(ranks: list[subprocess.Popen[str]], folder: Path, hangs_in: str, secon
 
 def test_who_sleeps_is_named(ranks: list[subprocess.Popen[str]], tmp_path: Path) -> None:
     start(ranks, tmp_path / "ranks", "forward", 60)
-    outputs = [process.communicate(timeout=30)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [1, 1]
-    stack, _, said = "".join(reversed(outputs)).partition("error: ")  # of either rank, once
+    found = outputs(ranks)
+    assert 1 in [process.returncode for process in ranks]
+    stack, _, said = "".join(reversed(found)).partition("error: ")  # of either rank, once
     assert said.startswith(
         "rank 1 hangs: no progress for 1 s in step 3, forward; rank 0 waits\nwhere: step 3, rank 1"
     )
@@ -94,13 +108,13 @@ def test_who_is_stopped_is_named(
     assert ranks[1].stdout.readline() == "hangs\n"
     os.kill(ranks[victim].pid, signal.SIGSTOP)
     since = time.monotonic()
-    outputs = [process.communicate(timeout=30)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [1, 1]
+    found = outputs(ranks)
+    assert 1 in [process.returncode for process in ranks]
     assert time.monotonic() - since < 10 * TIMEOUT_S
-    [said] = [text for text in outputs if "error" in text]
+    [said] = [text for text in found if "error" in text]
     assert f"rank {victim} hangs: no progress for 1 s in step " in said
-    assert f"; the process of rank {victim} is stopped, or stuck outside Python\n" in said
-    assert outputs[victim].startswith(f"rank {victim} hangs here:")
+    assert f"; last heard of there, rank {victim} is stopped, or stuck outside Python\n" in said
+    assert found[victim].startswith(f"rank {victim} hangs here:")
 
 
 def test_a_long_save_is_no_hang(ranks: list[subprocess.Popen[str]], tmp_path: Path) -> None:
@@ -147,3 +161,34 @@ def test_slow_phases_have_longer(tmp_path: Path) -> None:
     longer = Watch(tmp_path, 0, 1, SLOW_S)
     assert longer.judge({0: (place(8, 9 * SLOW_S, slow=True), 0.0)}) is None
     assert judged(tmp_path, (place(9, 1.0, phase="left"), 99.0), (place(8, 99.0), 0.1)) is None
+
+
+def test_who_is_waited_for_is_named_before_collectives_give_up(tmp_path: Path) -> None:
+    """At the default timeout; ranks that are all at work in one place have ten times as long."""
+    default = StabilityConfig().hang_timeout_s
+    assert default is not None
+    watch = Watch(tmp_path, 0, 2, default)
+    assert watch.timeout_s < WAITED_S < world.TIMEOUT.total_seconds()
+    slow = place(8, WAITED_S + 1, slow=True)
+    for other, hung in ((place(9, 0.0), [1]), (slow, None)):
+        verdict = watch.judge({0: (other, 0.1), 1: (slow, 0.1)})
+        assert (verdict and verdict.hung) == hung
+    stopped = watch.judge({0: (slow, 0.1), 1: (place(8, 1.0, slow=True), WAITED_S)})
+    assert stopped is not None
+    assert stopped.hung == stopped.stalled == [1]
+    assert "no progress for 1500 s" in stopped.error[0]
+
+
+def test_who_has_stood_still_names_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that was suspended as a whole, and goes on."""
+    monkeypatch.setattr(pulse, "HERE", pulse.Pulse())
+    watch = Watch(tmp_path, 0, 2, 10.0)
+    past = time.monotonic() - 60
+    known = place(8, 1.0)
+    watch._seen, pulse.HERE.since = {rank: (known, past) for rank in (0, 1)}, past
+    for rank in (0, 1):
+        watch._path(rank).write_text(json.dumps(asdict(known)))
+    assert watch.judge(watch._places()) is not None
+    watch._forgive(time.monotonic())
+    assert watch.judge(watch._places()) is None
+    assert watch._here().silent_s < 1

@@ -110,10 +110,13 @@ def test_nothing_is_looked_at_before_a_good_step(monkeypatch: pytest.MonkeyPatch
 def test_fp16_may_search_for_its_scale() -> None:
     judged = Judged(dynamic=True)
     for _ in range(20):
-        judged.step(math.inf, overflow=True)
+        judged.step(overflow=True)
     assert judged.events == []
-    with pytest.raises(RunError, match="the loss is inf"):
-        judged.step(math.inf)  # an update was made of it
+
+
+def test_the_loss_of_fp16_has_no_scale() -> None:
+    judged = Judged(dynamic=True, nonfinite="rollback")
+    assert judged.step(math.inf) == "the loss is inf"
 
 
 SPIKE = SpikeConfig(deviations=3.0, window=4, then="skip")

@@ -56,12 +56,18 @@ def sync_tree(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its missing parents, each name synced."""
+    """Create a folder and its missing parents, each name synced.
+
+    That of one which is there is synced too: who made it may have been killed before he had.
+    """
     missing = [path, *path.parents]
     missing = missing[: next(i for i, folder in enumerate(missing) if folder.is_dir())]
     for folder in reversed(missing):
         folder.mkdir(exist_ok=True)
         sync_folder(folder.parent)
+    if not missing:
+        with contextlib.suppress(PermissionError):  # somebody else's folder, and made by him
+            sync_folder(path.parent)
 
 
 def rename(source: Path, target: Path) -> None:

@@ -36,7 +36,7 @@ class RunLock:
     def acquire(self) -> RunLock:
         """Take the lock now; `release` gives it back."""
         with disk.explained("locking the run folder", self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            disk.make_folder(self.path.parent)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self._take(descriptor)

@@ -7,20 +7,26 @@ each of them, each state that a power loss may leave (disk_model.py) is put on a
 newest complete checkpoint found there has to be whole, and no older than the last save that had
 returned. Then once more after `protocol.recover`.
 
-    saves    five, one of a step that was sealed before; retention removes one: all states
-    killed   a save killed at each of its calls, another process that saves and prunes, and the
-             power lost at each call of that: all states
-    prune    a save killed at each of its calls, then `ds-llama checkpoint prune`
-    engine   three saves of a real engine on two ranks, stage 3: at most N states a call, drawn
+    saves       five, one of a step that was sealed before; retention removes one: all states
+    killed      a save (the first, a second, one of a step again, each with what retention removes)
+                killed at each of its calls, another process that recovers, saves and prunes, and
+                the power lost at each call of that: all states
+    prune       the same, then `ds-llama checkpoint prune`
+    damaged     a resume that sets a damaged checkpoint aside and saves its step anew, killed at
+                each call, and the next resume
+    engine      three saves of a real engine on two ranks, stage 3: at most N states a call, drawn
+    background  the same, written by threads
 
 Beside them the twins that must lose something: without any fsync, without those of files, and
-without those of folders. Prints a line each, with the number
-of states; exits with 1 when a save loses anything, or a twin nothing.
+without those of folders. Prints a line each, with the number of states; exits with 1 when a save
+loses anything, or a twin nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import pickle
 import random
@@ -33,7 +39,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ds_llama.commit import disk, listing, manifest, names, protocol
-from ds_llama.commit.listing import Checkpoint
 from ds_llama.commit.manifest import Entry
 from ds_llama.commit.retention import prune
 from ds_llama.commit.verify import summary, verify
@@ -43,7 +48,6 @@ from tests.campaigns.recorded import Killed, Op, Recorder
 SMALL = 1 << 14  # states a call up to which all are visited
 TWIN = 20  # drawn of a twin's
 History = tuple[list[Op], int]  # calls, and from which on the power is lost
-LEFT_BEHIND = (names.STAGING, names.REPLACED, names.REMOVING)
 WITHOUT: dict[str, Callable[[Op], bool]] = {
     "any fsync": lambda op: op.kind in ("sync", "sync_folder"),
     "fsync of files": lambda op: op.kind == "sync",
@@ -57,6 +61,7 @@ class Row:
 
     name: str
     must_lose: bool = False
+    damaged: bool = False  # one looks complete and is not; a resume passes it over
     histories: int = 0
     calls: int = 0
     states: int = 0
@@ -114,33 +119,85 @@ def saves(folder: Path, steps: int = 4) -> Iterator[History]:
     yield recorder.ops, 0
 
 
-def killed(folder: Path, *, then: str, every: int = 1) -> Iterator[History]:
-    """A history for each call at which the second save, of a new step or the same, is killed."""
-    before = folder / "before"
-    before.mkdir()
-    with Recorder(before).active() as first:
-        save(before / "checkpoints", 1, 1, "a", first)
-    for step in (2, 1):
-        for call in range(0, 1000, every):
-            place = folder / f"{step}-{call}"
-            shutil.copytree(before, place)
-            recorder = Recorder(place, kill_at=call, ops=[*first.ops])
-            finished = True
-            try:
-                with recorder.active():
-                    save(place / "checkpoints", step, 2, "b", recorder)
-            except Killed:
-                finished = False
-            start = len(recorder.ops)
-            with replace(recorder, kill_at=None).active() as second:
-                if then == "prune":
-                    prune(place / "checkpoints", 1)
-                else:
-                    save(place / "checkpoints", 3, 1, "c", second)
-            shutil.rmtree(place)
-            yield second.ops, start
-            if finished:
-                break
+Work = Callable[[Path, Recorder], object]  # what a process does in a checkpoints folder
+
+
+def at_each_call(
+    folder: Path, before: Work, work: Work, then: Work, every: int
+) -> Iterator[History]:
+    """A history for each call at which `work` is killed and `then` follows; the last is not."""
+    folder.mkdir()
+    (folder / "before").mkdir()
+    with Recorder(folder / "before").active() as first:
+        before(folder / "before" / "checkpoints", first)
+    for call in range(every // 2, 1000, every):
+        place, finished = folder / str(call), True
+        shutil.copytree(folder / "before", place)
+        recorder = Recorder(place, kill_at=call, ops=[*first.ops])
+        try:
+            with recorder.active():
+                work(place / "checkpoints", recorder)
+        except Killed:
+            finished = False
+        start = len(recorder.ops)
+        with replace(recorder, kill_at=None).active() as second:
+            then(place / "checkpoints", second)
+        shutil.rmtree(place)
+        yield second.ops, start
+        if finished:
+            return
+
+
+def killed(folder: Path, then: Work, every: int = 1) -> Iterator[History]:
+    """The first save, a second, and one of a step that was sealed before."""
+    for name, saved, step in (("first", 0, 1), ("second", 1, 2), ("again", 1, 1)):
+        yield from at_each_call(
+            folder / name,
+            lambda root, recorder, saved=saved: saved and save(root, saved, 1, "a", recorder),
+            lambda root, recorder, step=step: save(root, step, 1, "b", recorder),
+            then,
+            every,
+        )
+
+
+def goes_on(root: Path, recorder: Recorder) -> None:
+    """The next run: it puts right what was left, saves, and prunes."""
+    if root.is_dir():
+        protocol.recover(root)
+    save(root, 3, 1, "c", recorder)
+
+
+def pruned(root: Path, recorder: Recorder) -> None:
+    """What `ds-llama checkpoint prune` does."""
+    if root.is_dir():
+        protocol.recover(root)
+        prune(root, 1)
+
+
+def damaged(folder: Path, every: int = 1) -> Iterator[History]:
+    """The newest of two has other content; a resume takes the one before it, and goes on."""
+    from ds_llama.checkpoint.choose import choose
+
+    def before(root: Path, recorder: Recorder) -> None:
+        save(root, 1, 2, "a", recorder)
+        save(root, 2, 2, "a", recorder)
+        disk.write(root / names.step_name(2) / "rank_0.pt", b"a 2 9 " * 20)
+        recorder.mark(1)
+
+    def resumed(root: Path, recorder: Recorder, text: str) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            chosen = choose(root, "auto")
+        assert chosen is not None
+        assert "damaged" not in chosen.name
+        save(root, 2, 1, text, recorder)
+
+    yield from at_each_call(
+        folder / "newest",
+        before,
+        lambda root, recorder: resumed(root, recorder, "b"),
+        lambda root, recorder: resumed(root, recorder, "c"),
+        every,
+    )
 
 
 def engine(folder: Path) -> Iterator[History]:
@@ -160,6 +217,7 @@ def record_engine(folder: Path) -> None:
     import torch
 
     from ds_llama.checkpoint import save as saving
+    from ds_llama.checkpoint.background import Background
     from ds_llama.trainer.build import construct
     from ds_llama.zero import world
     from ds_llama.zero.register import register
@@ -169,16 +227,20 @@ def record_engine(folder: Path) -> None:
     train = {"steps": 4, "seed": 0, "micro_batch_size": 2, "global_batch_size": 4}
     run = make_run(folder / "run", world=2, micro_batch_size=2, stage=3, train=train)
     ready = register(construct(run), run)
-    base = folder / "disk"
+    base, background = folder / "disk", Background()
     base.mkdir(exist_ok=True)
     with Recorder(base).active() as recorder:
         for step in (1, 2, 3):
             state = {"step": step, "tokens_seen": 0, "samples_seen": 0}
-            where, resolved = base / "checkpoints", ready.ds_llama.resolved
-            saving.save(ready, where, step, state, resolved, keep_last=None)
+            given = (ready, base / "checkpoints", step, state, ready.ds_llama.resolved)
+            if folder.name == "background":
+                background.save(*given, keep_last=2)
+                background.finish()
+            else:
+                saving.save(*given)
             if world.rank() == 0:
                 recorder.mark(step)
-                prune(where, 2)
+                prune(base / "checkpoints", 2)
     (folder / f"ops-{world.rank()}").write_bytes(pickle.dumps(recorder.ops))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
@@ -205,7 +267,7 @@ def lose_power(row: Row, history: History, place: Path, most: int, draw: random.
                 continue
             row.seen.add(key)
             row.states += 1
-            problem = judge(state, committed, place)
+            problem = judge(state, committed, place, damaged=row.damaged)
             if problem is not None:
                 row.lost += 1
                 row.example = row.example or f"after {op.kind} {op.path}: {problem}"
@@ -213,53 +275,60 @@ def lose_power(row: Row, history: History, place: Path, most: int, draw: random.
                     return
 
 
-def judge(state: State, committed: int, place: Path) -> str | None:
-    """What is wrong with a state after which the save of step `committed` had returned."""
+def judge(state: State, committed: int, place: Path, *, damaged: bool = False) -> str | None:
+    """What is wrong with a state after which the save of step `committed` had returned.
+
+    damaged: that a checkpoint looks complete and is not is no loss while another one is.
+    """
     disk_folder, store = place / "found", place / "store"
     disk_folder.mkdir()
     store.mkdir(exist_ok=True)
     try:
         build(state, disk_folder, store)
         root = disk_folder / "checkpoints"
-        found = listing.checkpoints(root)
-        problem = _lost(found, committed)
-        for checkpoint in found:
-            if checkpoint.complete and (problems := verify(checkpoint.path)):
-                return f"{checkpoint.name} counts as complete, but {summary(problems)}"
-        if problem is None and any(path.name.startswith(LEFT_BEHIND) for path in root.glob(".*")):
+        problem = _lost(root, committed, damaged=damaged)
+        if problem is None and any(names.is_unfinished(path.name) for path in root.glob(".*")):
             protocol.recover(root)
-            problem = _lost(listing.checkpoints(root), committed)
+            problem = _lost(root, committed, damaged=damaged)
         return problem
     finally:
         shutil.rmtree(disk_folder)
 
 
-def _lost(found: list[Checkpoint], committed: int) -> str | None:
-    complete = [checkpoint.step for checkpoint in found if checkpoint.complete]
-    if max(complete, default=0) >= committed:
+def _lost(root: Path, committed: int, *, damaged: bool) -> str | None:
+    whole: list[int] = []
+    for checkpoint in listing.checkpoints(root):
+        problems = verify(checkpoint.path) if checkpoint.complete else []
+        if problems and not damaged:
+            return f"{checkpoint.name} counts as complete, but {summary(problems)}"
+        if checkpoint.complete and not problems:
+            whole.append(checkpoint.step)
+    if max(whole, default=0) >= committed:
         return None
-    return f"{committed} was committed, complete is {complete or 'none'}"
+    return f"{committed} was committed, whole is {whole or 'none'}"
 
 
 def campaign(folder: Path, seed: int, most: int, *, short: bool) -> Iterator[Row]:
     """A row for each kind of history, and for each of its twins."""
-    every = 30 if short else 1
+    every = 60 if short else 1
     kinds: dict[str, tuple[Callable[[Path], Iterator[History]], int]] = {
         "saves": (lambda place: saves(place, 2 if short else 4), SMALL),
-        "killed": (lambda place: killed(place, then="save", every=every), SMALL),
-        "prune": (lambda place: killed(place, then="prune", every=every), SMALL),
+        "killed": (lambda place: killed(place, goes_on, every), SMALL),
+        "prune": (lambda place: killed(place, pruned, every), SMALL),
     }
     if not short:
+        kinds["damaged"] = (damaged, SMALL)
         kinds["engine"] = (engine, most)
+        kinds["background"] = (engine, most)
     for name, (record, limit) in kinds.items():
         place = folder / name
         place.mkdir()
         histories = [*record(place)]
-        row = Row(name)
+        row = Row(name, damaged=name == "damaged")
         for history in histories:
             lose_power(row, history, place, limit, random.Random(seed))
         yield row
-        if name in ("saves", "engine"):
+        if name in ("saves", "engine", "background"):
             for without, dropped in WITHOUT.items():
                 yield _twin(f"{name} without {without}", histories, dropped, place, seed)
 

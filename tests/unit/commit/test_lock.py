@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_llama.commit import lock
+from ds_llama.commit import disk, lock
 from ds_llama.commit.lock import RunLock
 from ds_llama.errors import CheckpointError
 
@@ -32,6 +32,17 @@ def test_the_second_run_stops_with_the_name_of_the_first(tmp_path: Path) -> None
     assert "output=" in caught.value.remedy
     with RunLock(tmp_path):
         pass
+
+
+def test_the_run_folders_name_is_on_the_disk_whoever_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in (tmp_path / "runs" / "a", tmp_path / "runs" / "b"):
+        for _ in range(2):  # made by this one, and found by the next: a killed one may have made it
+            synced: list[Path] = []
+            monkeypatch.setattr(disk, "sync_folder", synced.append)
+            with RunLock(run):
+                assert run.parent in synced
 
 
 def test_a_killed_holder_frees_the_lock_at_once(tmp_path: Path) -> None:

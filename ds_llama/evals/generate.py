@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from ds_llama.errors import CallError, ModelError, RunError
-from ds_llama.evals.asking import any_rank, device_of, eval_mode, is_partitioned
+from ds_llama.evals.asking import (
+    any_rank,
+    config_of,
+    device_of,
+    eval_mode,
+    idle_pass,
+    is_partitioned,
+)
 from ds_llama.evals.sampling import Sampling
 from ds_llama.model.cache import Cache
 
@@ -76,13 +83,12 @@ def _in_step(model: Any, work: Iterator[None]) -> None:
     makes passes that nobody reads until all are done.
     """
     device = device_of(model)
-    idle_11 = torch.zeros(1, 1, dtype=torch.int64, device=device)
     wants, failure = _advance(work)
     while any_rank(wants, device):
         if wants:
             wants, failure = _advance(work)
         else:
-            model(idle_11)
+            idle_pass(model, device)
     if any_rank(failure is not None, device):
         raise failure or RunError(
             "another rank could not generate", where="generate", remedy="see that rank's error"
@@ -102,7 +108,7 @@ def _advance(work: Iterator[None]) -> tuple[bool, Exception | None]:
 
 def _passes(asked: _Asked, batch_size: int, new: list[list[int]]) -> Iterator[None]:
     """Generate into `new`; yields before each forward pass."""
-    _check(asked.prompts, asked.max_new_tokens, batch_size, _config(asked.model).vocab_size)
+    _check(asked.prompts, asked.max_new_tokens, batch_size, config_of(asked.model).vocab_size)
     seeds = asked.sampling.seeds(len(asked.prompts))
     for start in range(0, len(asked.prompts), batch_size):
         rows = range(start, min(start + batch_size, len(asked.prompts)))
@@ -166,16 +172,11 @@ def _seen(asked: _Asked, rows: range, device: torch.device) -> Tensor | None:
     """Which tokens each prompt has, bool (B, V); None where no penalty asks for it."""
     if asked.sampling.repetition_penalty == 1:
         return None
-    width = _config(asked.model).vocab_size
+    width = config_of(asked.model).vocab_size
     seen = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
     for place, row in enumerate(rows):
         seen[place, torch.tensor(asked.prompts[row], device=device)] = True
     return seen[:, : asked.vocab_size]
-
-
-def _config(model: Any) -> Any:
-    """The network's; an engine's own `config` is the DeepSpeed JSON."""
-    return getattr(model, "module", model).config
 
 
 def _check(

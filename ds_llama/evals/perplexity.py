@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from ds_llama.data.shards import vocabulary_error
 from ds_llama.errors import CallError
-from ds_llama.evals.asking import device_of, eval_mode
+from ds_llama.evals.asking import device_of, eval_mode, rank_and_world
 from ds_llama.measure import pulse
 
 _IGNORED = -100
@@ -99,7 +99,7 @@ def _batches(
     A rank whose turn is past the end sees the first window without labels: at ZeRO-3 its
     parameters are needed by the others' forward pass.
     """
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
     count = math.ceil(len(dataset) / micro_batch_size)
     count = count if max_batches is None else min(count, max_batches)
     for turn in range(math.ceil(count / world)):
@@ -119,14 +119,8 @@ def _ids_and_labels(window: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, 
     return window if isinstance(window, tuple) else (window, window)
 
 
-def _rank_and_world() -> tuple[int, int]:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
 def _over_ranks(sums: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if _rank_and_world()[1] == 1:
+    if rank_and_world()[1] == 1:
         return sums
     shared = sums.to(device)
     dist.all_reduce(shared)

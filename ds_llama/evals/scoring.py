@@ -1,5 +1,9 @@
 """What a model makes of rows: how likely it finds each choice, or what it writes.
 
+With a process group all of this is collective: every rank calls it with the same rows, batch i is
+rank i mod world's, and every rank has the result of all. Batches are those of one process, and so
+is what comes out.
+
 Legend: B batch, T tokens of its longest sequence.
 """
 
@@ -14,6 +18,15 @@ from torch import Tensor
 
 from ds_llama.data.tokenizer import Tokenizer
 from ds_llama.errors import DataError, ModelError
+from ds_llama.evals.asking import (
+    config_of,
+    device_of,
+    eval_mode,
+    from_all,
+    idle_pass,
+    is_partitioned,
+    rank_and_world,
+)
 from ds_llama.evals.generate import generate
 from ds_llama.evals.rows import Row
 from ds_llama.model.loss import IGNORE_INDEX
@@ -26,10 +39,11 @@ def choice_loglikelihoods(
 ) -> list[list[float]]:
     """For every choice of every row log p(choice | prompt) in nats, the sum over its tokens.
 
-    model: a `ds_llama.model.Llama` in eval mode. Raises DataError, before the first forward pass,
-    for a row that the model cannot hold, ModelError for a token id that it does not have.
+    model: a `ds_llama.model.Llama`, or a DeepSpeed engine of one. Raises DataError, before the
+    first forward pass, for a row that the model cannot hold, ModelError for a token id that it does
+    not have.
     """
-    config = model.config
+    config = config_of(model)
     pairs = [[encode_pair(coder, row, choice) for choice in row.choices] for row in rows]
     for row, of_row in zip(rows, pairs, strict=True):
         longest = max(len(context) + len(choice) for context, choice in of_row)
@@ -62,24 +76,32 @@ def written_answers(
     Raises DataError for a row whose prompt and answer the model cannot hold.
     """
     prompts = [_encode(coder, row.prompt) for row in rows]
-    limit = model.config.max_position_embeddings
+    limit = config_of(model).max_position_embeddings
     what = f"the prompt with {max_new_tokens} new tokens"
     for row, ids in zip(rows, prompts, strict=True):
         _require_context(row, ids)
         _require_room(row, len(ids) + max_new_tokens, limit, what)
-    written = [""] * len(rows)
-    for batch in _by_length([len(ids) for ids in prompts], batch_size):
+    batches = _by_length([len(ids) for ids in prompts], batch_size)
+
+    def write() -> dict[int, str]:
+        mine = [i for batch in _of_this_rank(batches) for i in batch]
         new = generate(
             model,
-            [prompts[i] for i in batch],
+            [prompts[i] for i in mine],
             max_new_tokens=max_new_tokens,
             eos=eos,
             vocab_size=coder.vocab_size,
+            batch_size=batch_size,
         )
-        for i, more in zip(batch, new, strict=True):
-            text = coder.decode([*prompts[i], *more])[len(coder.decode(prompts[i])) :]
-            written[i] = text.strip().partition("\n")[0].rstrip()
-    return written
+        return {i: _first_line(coder, prompts[i], more) for i, more in zip(mine, new, strict=True)}
+
+    written = from_all(write)
+    return [written[i] for i in range(len(rows))]
+
+
+def _first_line(coder: Tokenizer, prompt: list[int], new: list[int]) -> str:
+    text = coder.decode([*prompt, *new])[len(coder.decode(prompt)) :]
+    return text.strip().partition("\n")[0].rstrip()
 
 
 def encode_pair(coder: Tokenizer, row: Row, choice: str) -> Pair:
@@ -105,16 +127,32 @@ def loglikelihoods(model: Any, pairs: Sequence[Pair], *, batch_size: int) -> lis
 
     Sequences of like length share a batch, padded at the right, where no token of theirs looks.
     """
-    device = next(model.parameters()).device
-    found = [0.0] * len(pairs)
-    for batch in _by_length([len(context) + len(more) for context, more in pairs], batch_size):
-        ids_BT, labels_BT = _right_padded([pairs[i] for i in batch])
-        loss_BT = model(
-            input_ids=ids_BT.to(device), labels=labels_BT.to(device), reduction="none"
-        ).loss
-        for i, total in zip(batch, loss_BT.cpu().double().sum(dim=1).tolist(), strict=True):
-            found[i] = -total
-    return found
+    batches = _by_length([len(context) + len(more) for context, more in pairs], batch_size)
+    device = device_of(model)
+
+    def score() -> dict[int, float]:
+        found: dict[int, float] = {}
+        mine = _of_this_rank(batches)
+        for batch in mine:
+            ids_BT, labels_BT = _right_padded([pairs[i] for i in batch])
+            loss_BT = model(
+                input_ids=ids_BT.to(device), labels=labels_BT.to(device), reduction="none"
+            ).loss
+            totals = loss_BT.cpu().double().sum(dim=1).tolist()
+            found |= {i: -total for i, total in zip(batch, totals, strict=True)}
+        if is_partitioned(model):
+            for _ in range(math.ceil(len(batches) / rank_and_world()[1]) - len(mine)):
+                idle_pass(model, device)
+        return found
+
+    with eval_mode(model):
+        values = from_all(score)
+    return [values[i] for i in range(len(pairs))]
+
+
+def _of_this_rank(batches: list[list[int]]) -> list[list[int]]:
+    rank, world = rank_and_world()
+    return batches[rank::world]
 
 
 def _right_padded(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:

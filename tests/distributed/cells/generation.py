@@ -1,4 +1,4 @@
-"""Ranks that generate texts of different lengths from one engine, whose passes need all of them."""
+"""Ranks that ask one engine for texts, or divide rows, and whose passes need all of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import torch
 import torch.distributed as dist
 
 import ds_llama as dl
-from ds_llama.errors import CallError, RunError
+from ds_llama.errors import CallError, ModelError, RunError
+from ds_llama.evals import asking, scoring
 from ds_llama.evals import generate as generation
 from ds_llama.evals.generate import generate
+from ds_llama.evals.load import Loaded
+from ds_llama.evals.rows import Row
 from ds_llama.evals.sampling import Sampling
+from ds_llama.evals.tasks import Scores, by_generation, by_likelihood
 from ds_llama.trainer.build import construct
 from ds_llama.zero import world
 from ds_llama.zero.engine import destroy
@@ -29,9 +33,9 @@ SAMPLINGS = (Sampling(), Sampling(1.0, top_k=20, seed=3, repetition_penalty=1.2)
 
 @contextmanager
 def passes(model: torch.nn.Module) -> Iterator[list[int]]:
-    """Tokens of each forward pass."""
+    """One for each forward pass."""
     found: list[int] = []
-    hook = model.register_forward_hook(lambda m, i, out: found.append(out.logits.shape[1]))
+    hook = model.register_forward_hook(lambda *_: found.append(1))
     yield found
     hook.remove()
 
@@ -93,7 +97,63 @@ def alone_they_would_not_meet(folder: Path) -> None:
     assert everyones(len(made)) == [8, 8]
 
 
+class Bytes:
+    """A tokenizer of UTF-8, for a vocabulary of 128."""
+
+    vocab_size, bos_id, eos_id = 128, 1, None
+
+    def encode(self, text: str, bos: bool = False) -> list[int]:
+        return [self.bos_id] * bos + list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode().removeprefix("\x01")
+
+
+# 4 rows of 3 choices are 12 sequences, 3 batches of 5: one rank has more of both than the other.
+ROWS = [Row("rows", n, "what " * n + "is it", ("a", "bb c", "d" * n), ("a",)) for n in range(1, 5)]
+FREE = [Row("rows", row.line, row.prompt, (), ("a",)) for row in ROWS]
+
+
+def answered(model: torch.nn.Module) -> list[Scores]:
+    loaded = Loaded(model, getattr(model, "module", model).config, None)
+    return [
+        by_likelihood(loaded, Bytes(), ROWS, batch_size=5),
+        by_generation(loaded, Bytes(), FREE[:3], batch_size=1, max_new_tokens=4),
+    ]
+
+
+def as_one_process_answers(folder: Path) -> None:
+    """At stage 3 ranks divide the rows, and each has the answers of all, bit for bit."""
+    run = make_run(folder, stage=3, world=world.world_size())
+    engine, plain = register(construct(run), run), a_plain_one(folder)
+    with passes(plain) as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asking, "rank_and_world", lambda: (0, 1))
+        patch.setattr(scoring, "rank_and_world", lambda: (0, 1))
+        expected = answered(plain)
+    assert everyones(len(made)) == [15, 15]  # 3 batches, and 3 prompts of 4 tokens
+    with passes(engine.module) as made:
+        assert answered(engine) == expected
+    assert everyones(len(made)) == [10, 10]  # of 2 and 8
+    assert engine.training
+    with passes(plain) as made:  # the twin: over whole weights nothing keeps step
+        assert answered(plain) == expected
+    assert everyones(len(made)) == [10, 5]
+    one_cannot_answer(plain)
+    destroy(engine)
+
+
+def one_cannot_answer(plain: dl.Llama) -> None:
+    """Rank 1's weights are not finite, which it sees amid its rows; the other does not wait."""
+    if world.rank() == 1:
+        with torch.no_grad():
+            plain.model.norm.weight.fill_(torch.nan)
+    error = ModelError if world.rank() == 1 else RunError
+    with pytest.raises(error, match="finite" if world.rank() == 1 else "another rank could not"):
+        scoring.written_answers(plain, Bytes(), FREE, batch_size=1, max_new_tokens=2, eos=())
+
+
 CELLS = {
     "as-one-process": ((2,), as_one_process_does),
+    "rows": ((2,), as_one_process_answers),
     "alone": ((2,), alone_they_would_not_meet),
 }

@@ -6,14 +6,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ds_llama.cli.loading import EmaOption
 
 if TYPE_CHECKING:
-    from ds_llama.evals.complete import Coder, Completion
+    from ds_llama.evals.complete import Completion
     from ds_llama.evals.load import Loaded
 
 
@@ -35,8 +35,15 @@ def command(
     ] = None,
     chat: Annotated[
         bool,
-        typer.Option("--chat", help="Prompts are a user's messages: the tokenizer's template."),
+        typer.Option(
+            "--chat",
+            help="Prompts are a user's messages, by the tokenizer's template; without any, a "
+            "conversation on standard input, a message a line.",
+        ),
     ] = False,
+    system: Annotated[
+        str | None, typer.Option(help="What the template of --chat says before all messages.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many likely tokens.")] = None,
@@ -59,75 +66,46 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> int:
     """Write on from one or more prompts, or answer them."""
+    from ds_llama.cli.conversation import converse
     from ds_llama.cli.loading import load_for_inference
-    from ds_llama.evals.complete import complete
+    from ds_llama.cli.screen import Screen, screened
     from ds_llama.evals.sampling import Sampling
 
     sampling = Sampling(temperature, top_k, top_p, seed, repetition_penalty)
-    asked = _prompts(prompt or [], prompts)
+    asked = _prompts(prompt or [], prompts, chat=chat, system=system)
     loaded = load_for_inference(checkpoint, ema=ema)
-    coder = _coder(loaded, tokenizer or loaded.tokenizer, checkpoint, chat=chat)
-    screen = None if as_json else Screen(["" for _ in asked] if chat else asked)
+    coder = _coder(loaded, tokenizer or loaded.tokenizer, checkpoint, chat=chat, system=system)
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "stop": stop or [],
+        "batch_size": batch_size,
+    }
     start = time.perf_counter()
-    try:
-        written = complete(
-            *(loaded.model, loaded.config, coder, asked),
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop or [],
-            batch_size=batch_size,
-            on_text=screen,
-        )
-    except KeyboardInterrupt:
-        if screen is not None:
-            screen.break_off()
-        raise
+    if asked:
+        screen = None if as_json else Screen(["" for _ in asked] if chat else asked)
+        written = screened(screen, loaded, coder, asked, sampling=sampling, **settings)
+        seconds = time.perf_counter() - start
+    else:
+        asked, written, seconds = converse(loaded, coder, sampling, quiet=as_json, **settings)
     if as_json:
-        print(json.dumps(_document(asked, written, time.perf_counter() - start)))
+        print(json.dumps(_document(asked, written, seconds)))
     return 0
 
 
-class Screen:
-    """Prints texts behind their prompts, in order: one as it comes, others when it is their turn.
-
-    Each piece is flushed, so that it is seen at once behind a pipe too.
-    """
-
-    def __init__(self, openings: list[str]) -> None:
-        self._pieces = [[text] for text in openings]
-        self._ended = [False for _ in openings]
-        self._row, self._inside = 0, False
-
-    def __call__(self, row: int, piece: str, last: bool) -> None:
-        self._pieces[row].append(piece)
-        self._ended[row] = last
-        while self._row < len(self._pieces):
-            text, self._pieces[self._row] = "".join(self._pieces[self._row]), []
-            self._inside = self._inside or bool(text)
-            if not self._ended[self._row]:
-                print(text, end="", flush=True)
-                return
-            self._row, self._inside = self._row + 1, False
-            print(text, end="\n\n" if self._row < len(self._pieces) else "\n", flush=True)
-
-    def break_off(self) -> None:
-        """Leave the line that a text is on."""
-        if self._inside:
-            print(flush=True)
-
-
-def _prompts(given: list[str], file: Path | None) -> list[str]:
-    """All prompts, those of the file last; CallError when there are none."""
+def _prompts(given: list[str], file: Path | None, *, chat: bool, system: str | None) -> list[str]:
+    """All prompts, those of the file last. None are for a conversation, else a CallError."""
     from ds_llama.errors import CallError
 
+    if system is not None and not chat:
+        raise CallError("--system is for --chat", where="--system", remedy="leave it out")
     asked = [*given, *(_lines(file) if file is not None else [])]
-    if not asked:
+    if not asked and not (chat and file is None):
         raise CallError(
             "there is no prompt",
             where="--prompt" if file is None else str(file),
             remedy="give --prompt TEXT, or --prompts FILE with a prompt in each line",
         )
-    for text in asked:
+    for text in [*asked, system or ""]:
         try:
             text.encode()
         except UnicodeEncodeError:
@@ -154,7 +132,9 @@ def _lines(file: Path) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _coder(loaded: Loaded, path: Path | None, checkpoint: Path, *, chat: bool) -> Coder:
+def _coder(
+    loaded: Loaded, path: Path | None, checkpoint: Path, *, chat: bool, system: str | None
+) -> Any:
     from ds_llama.errors import CallError
     from ds_llama.evals.coder import ChatCoder, TextCoder
 
@@ -164,7 +144,7 @@ def _coder(loaded: Loaded, path: Path | None, checkpoint: Path, *, chat: bool) -
             where=str(checkpoint),
             remedy="give --tokenizer with the tokenizer's file or folder",
         )
-    return ChatCoder(path, loaded.eos) if chat else TextCoder(path, loaded.eos)
+    return ChatCoder(path, loaded.eos, system=system) if chat else TextCoder(path, loaded.eos)
 
 
 def _document(prompts: list[str], written: list[Completion], seconds: float) -> dict[str, object]:
@@ -175,5 +155,5 @@ def _document(prompts: list[str], written: list[Completion], seconds: float) -> 
         "tokens": [each.tokens for each in written],
         "finish_reasons": [each.finish for each in written],
         "seconds": seconds,
-        "tokens_per_s": sum(len(each.tokens) for each in written) / seconds,
+        "tokens_per_s": sum(len(each.tokens) for each in written) / (seconds or 1),
     }

@@ -1,4 +1,4 @@
-"""How prompts become ids: as text, or as the user's turn of a chat."""
+"""How prompts become ids: as text, or as a user's turns of a chat."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ class TextCoder:
 
 
 class ChatCoder:
-    """Each prompt as one message of a user, by the tokenizer's own template and transformers.
+    """Each prompt as a user's next message, by the tokenizer's own template and transformers.
 
-    path: the tokenizer's folder, or a file in it. What looks like a control token in a message is
-    text. Raises CallError when there is no template, DataError when it fails.
+    path: the tokenizer's folder, or a file in it. system: a message that stands before all others.
+    What looks like a control token in a message is text. Raises CallError when there is no template
+    or it leaves `system` out, DataError when it fails.
     """
 
-    def __init__(self, path: Path, eos: Collection[int] = ()) -> None:
+    def __init__(self, path: Path, eos: Collection[int] = (), *, system: str | None = None) -> None:
         folder = path if path.is_dir() else path.parent
         self._folder = folder
         if not _has_template(folder):
@@ -43,11 +44,32 @@ class ChatCoder:
         self._tokenizer = _by_transformers(folder)
         self.vocab_size = max(self._tokenizer.get_vocab().values()) + 1
         self.eos = _with(eos, self._tokenizer.eos_token_id)
+        self._system = [] if system is None else [_message("system", system)]
+        self._past: list[dict[str, str]] = []
+        if system and self.encode("") == self._ids([_message("user", "")]):
+            raise CallError(
+                "the chat template has no place for a system message",
+                where=str(folder),
+                remedy="leave --system out, and say it in the first message",
+            )
 
     def encode(self, text: str) -> list[int]:
+        return self._ids([*self._system, *self._past, _message("user", text)])
+
+    def remember(self, text: str, answer: str) -> None:
+        """From now on messages are said after this one and its answer."""
+        self._past += [_message("user", text), _message("assistant", answer)]
+
+    def forget(self) -> bool:
+        """Leave out the oldest message and its answer; whether there was one."""
+        there = bool(self._past)
+        del self._past[:2]
+        return there
+
+    def _ids(self, messages: list[dict[str, str]]) -> list[int]:
         try:
             found = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}],
+                messages,
                 add_generation_prompt=True,
                 sanitize_control_tokens=True,
                 return_dict=True,
@@ -65,6 +87,10 @@ class ChatCoder:
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _with(eos: Collection[int], own: int | None) -> frozenset[int]:

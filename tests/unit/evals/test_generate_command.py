@@ -15,8 +15,8 @@ import pytest
 import tokenizers
 from tokenizers.models import WordLevel
 
-from ds_llama.cli.generate import Screen
 from ds_llama.cli.main import main
+from ds_llama.cli.screen import Screen
 from ds_llama.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from ds_llama.evals import complete
 from ds_llama.evals.generate import generate

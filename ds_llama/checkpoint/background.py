@@ -18,12 +18,14 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ds_llama.checkpoint import ranks, shards
 from ds_llama.checkpoint.save import Target, prepare
 from ds_llama.checkpoint.shards import Pending
+from ds_llama.checkpoint.state import Content
 from ds_llama.commit import names
 from ds_llama.commit.manifest import Entry
 from ds_llama.errors import DsLlamaError
@@ -55,6 +57,7 @@ class Background:
         *,
         keep_last: int | None = None,
         keep_every_steps: int | None = None,
+        records: Sequence[Path] = (),
     ) -> None:
         """As `save.save`, but returns when everything is copied; it is committed some time later.
 
@@ -63,7 +66,7 @@ class Background:
         the save before, which is finished first.
         """
         self.finish()
-        target = Target(Path(root), names.step_name(step), keep_last, keep_every_steps)
+        target = Target(Path(root), names.step_name(step), keep_last, keep_every_steps, records)
         with target.or_nothing():
             files, content = prepare(engine, target, step, state, resolved, shards.snapshot)
         # Parts of the content belong to the engine and to the caller, who go on.
@@ -114,7 +117,7 @@ class Background:
 class _Writing:
     """One save after its copies were taken: a thread that writes and, on rank 0, seals."""
 
-    def __init__(self, target: Target, files: list[Pending], content: dict[str, Any]) -> None:
+    def __init__(self, target: Target, files: list[Pending], content: Content) -> None:
         self.target = target
         self.seconds = 0.0
         self.committed = self.noted = False

@@ -2,15 +2,10 @@
 saved, without reading the rest.
 
 DeepSpeed's files hold, for each rank, flat partitions of which a parameter's elements may be
-anywhere. state.json's `layout` says where (`layout`); a file's pickle says where in the file a
+anywhere. layout.json says where (`layout`); a file's pickle says where in the file a
 partition begins, and the elements are read from there. What was on NVMe has a file of its own
 (`swapped`). A tensor is never held but in the caller's memory, and the folder has to be verified
 first: pickles run what they say.
-
-    layout: {"parameters": [[name, shape, trainable], …],
-             "ranks": [{"partitions": [elements, …],
-                        "pieces": [[index of the parameter, start, count, partition, offset], …]},
-                       …]}
 """
 
 from __future__ import annotations
@@ -25,33 +20,13 @@ from typing import Any
 
 import torch
 
+from ds_llama.checkpoint import layout as layouts
 from ds_llama.checkpoint import swapped
 from ds_llama.errors import CheckpointError
 from ds_llama.weights import tensorfile
-from ds_llama.zero.pieces import MASTER, places, sizes
+from ds_llama.zero.pieces import MASTER
 
 _CHUNK = 1 << 24  # bytes held beside the caller's tensor where they cannot be read into it
-
-
-def layout(engine: Any) -> dict[str, Any]:
-    """Where this rank's optimizer file will have what: a row for each piece of a master."""
-    index = {name: number for number, (name, _) in enumerate(engine.module.named_parameters())}
-    return {
-        "partitions": sizes(engine),
-        "pieces": [
-            [index[place.name], place.start, place.count, group, place.offset]
-            for group, held in enumerate(places(engine))
-            for place in held
-        ],
-    }
-
-
-def parameters(engine: Any) -> list[list[Any]]:
-    """Name, shape and whether it is trained, of every parameter, in the module's order."""
-    return [
-        [name, list(getattr(parameter, "ds_shape", parameter.shape)), parameter.requires_grad]
-        for name, parameter in engine.module.named_parameters()
-    ]
 
 
 @dataclass(frozen=True)
@@ -109,21 +84,15 @@ class Reader:
     """The tensors of one step folder; `state` is its state.json.
 
     kinds: "master" for the fp32 weights (of the training dtype where there are no others), and the
-    optimizer's names of its moments. `shapes`: of every parameter, by name.
+    optimizer's names of its moments. `shapes`: of every parameter, by name. Raises CheckpointError
+    when layout.json cannot be read.
     """
 
     def __init__(self, folder: Path, state: Mapping[str, Any]) -> None:
         self.folder, self._stage = folder, int(state["stage"])
-        self._ranks = len(state["layout"]["ranks"])
-        rows = state["layout"]["parameters"]
-        self.shapes = {name: tuple(shape) for name, shape, _ in rows}
-        self._trained = {name for name, _, trained in rows if trained}
+        self.layout = layouts.read(folder)
+        self.shapes, self._ranks = self.layout.shapes, self.layout.ranks
         self._order = state["parameter_order"]
-        self._places: dict[str, list[tuple[int, int, int, int, int]]] = defaultdict(list)
-        self._sizes = [rank["partitions"] for rank in state["layout"]["ranks"]]
-        for rank, held in enumerate(state["layout"]["ranks"]):
-            for index, start, count, group, offset in held["pieces"]:
-                self._places[rows[index][0]].append((start, count, rank, group, offset))
         self._files: dict[Path, Any] = {}
 
     def kinds(self, name: str) -> list[str]:
@@ -139,9 +108,9 @@ class Reader:
         if self._stage == 0:
             found = self._whole_state(name).get("step")
             return self._number(self._module_file, found)
-        for _, _, rank, group, _ in self._places[name]:
-            found = self._moments(rank, group).get("step")
-            return self._number(self._optimizer_file(rank), found)
+        for held in self.layout.holders(name):
+            found = self._moments(held.rank, held.partition).get("step")
+            return self._number(self._optimizer_file(held.rank), found)
         return None
 
     def read_into(self, name: str, kind: str, start: int, out: torch.Tensor) -> None:
@@ -172,11 +141,10 @@ class Reader:
 
         Muon at stage 2: the momentum of the whole matrices that the partition has a part of.
         """
-        if self._stage == 0 or rank >= self._ranks or group >= len(self._sizes[rank]):
+        sizes = self.layout.sizes(rank)
+        if self._stage == 0 or group >= len(sizes) or (rank, group) in self._swapped:
             return {}
-        if (rank, group) in self._swapped:
-            return {}
-        file, numel = self._optimizer_file(rank), self._sizes[rank][group]
+        file, numel = self._optimizer_file(rank), sizes[group]
         return {
             kind: self._tensor(Extent.of(file, value), value.shape)
             for kind, value in self._moments(rank, group).items()
@@ -196,21 +164,22 @@ class Reader:
         self, name: str, kind: str, start: int, numel: int
     ) -> Iterator[tuple[Extent, int]]:
         """Extents that hold elements `start` … of a tensor, each with the first that it holds."""
-        for begin, extent in self._parts(name, kind):
+        for begin, extent in self._parts(name, kind, start, numel):
             first, last = max(start, begin), min(start + numel, begin + extent.numel)
             if first < last:
                 yield extent.part(first - begin, last - first), first
 
-    def _parts(self, name: str, kind: str) -> Iterator[tuple[int, Extent]]:
-        if name not in self._trained:
+    def _parts(self, name: str, kind: str, start: int, numel: int) -> Iterator[tuple[int, Extent]]:
+        if name not in self.layout.trained:
             yield from self._frozen(name)
         elif self._stage == 0:
             held = self._module if kind == MASTER else self._whole_state(name)
             tensor = held[name] if kind == MASTER else held[kind]
             yield 0, Extent.of(self._module_file, tensor)
         else:
-            for start, count, rank, group, offset in self._places[name]:
-                yield start, self._partition(rank, group)[kind].part(offset, count)
+            for held in self.layout.holders(name, start, numel):
+                whole = self._partition(held.rank, held.partition)[kind]
+                yield held.start, whole.part(held.offset, held.count)
 
     def _frozen(self, name: str) -> Iterator[tuple[int, Extent]]:
         if self._stage < 3:
@@ -249,15 +218,15 @@ class Reader:
         return dict(found)
 
     def _saved(self, name: str) -> list[str]:
-        if name not in self._trained:
+        if name not in self.layout.trained:
             return []
         if self._stage == 0:
             numel = math.prod(self.shapes[name])
             held = self._whole_state(name).items()
             return sorted(k for k, v in held if _is_moment(v) and v.numel() == numel)
-        for _, _, rank, group, _ in self._places[name]:
-            numel = self._sizes[rank][group]
-            found = self._partition(rank, group)
+        for held in self.layout.holders(name):
+            numel = self.layout.sizes(held.rank)[held.partition]
+            found = self._partition(held.rank, held.partition)
             return sorted(kind for kind, extent in found.items() if extent.numel == numel)
         return []
 

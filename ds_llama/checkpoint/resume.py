@@ -8,6 +8,7 @@ from typing import Any
 from ds_llama.checkpoint import checksums, ranks, rng
 from ds_llama.checkpoint import state as states
 from ds_llama.checkpoint.choose import examine
+from ds_llama.checkpoint.layout import require_same_parameters
 from ds_llama.checkpoint.reader import Reader
 from ds_llama.checkpoint.restore import restore
 from ds_llama.commit.verify import summary
@@ -46,7 +47,11 @@ def load(engine: Any, folder: Path, resolved: Any) -> dict[str, Any]:
     ranks.together(
         "comparing", folder, lambda: states.require_same_network(state, resolved, folder)
     )
-    ranks.together(f"loading {folder.name}", folder, lambda: restore(engine, Reader(folder, state)))
+    reader = ranks.together("reading the layout", folder, lambda: Reader(folder, state))
+    ranks.together(
+        "comparing", folder, lambda: require_same_parameters(reader.layout, engine, folder)
+    )
+    ranks.together(f"loading {folder.name}", folder, lambda: restore(engine, reader))
     engines.set_counters(engine, state, groups=resolved.run.optimizer is None)
     checksums.check(engine, state["checksums"], str(folder))
     ranks.together("comparing", folder, lambda: _check_step(engine, state, folder))

@@ -1,6 +1,6 @@
 """Save an engine: every rank writes and hashes its files, rank 0 seals them into a checkpoint.
 
-rank 0     begin ─┐                                      ┌─ state.json, seal, latest, prune
+rank 0     begin ─┐                              ┌─ state and layout, seal, latest, prune
 all ranks         └─ shards ─> checksums, generators ─> entries
                      (an error on any rank is raised on all, and nothing is sealed)
 
@@ -10,9 +10,8 @@ threads.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,15 +40,17 @@ def save(
     *,
     keep_last: int | None = None,
     keep_every_steps: int | None = None,
+    records: Sequence[Path] = (),
 ) -> Path:
     """Commit a checkpoint of `engine` after update `step` under the folder `root`; collective.
 
     state: the trainer's position (step, tokens_seen, samples_seen, …), JSON; `resume` gives it
-    back. keep_last: remove older checkpoints afterwards (commit.retention). Returns the step
-    folder. Raises CheckpointError on every rank when one of them fails: nothing is sealed then,
-    what was staged is removed, and every checkpoint committed before is as it was.
+    back. keep_last: remove older checkpoints afterwards (commit.retention). records: files that
+    tell of the steps up to this one; what is in them is on the disk before it is committed. Returns
+    the step folder. Raises CheckpointError on every rank when one of them fails: nothing is sealed
+    then, what was staged is removed, and every checkpoint committed before is as it was.
     """
-    target = Target(Path(root), names.step_name(step), keep_last, keep_every_steps)
+    target = Target(Path(root), names.step_name(step), keep_last, keep_every_steps, records)
     with target.or_nothing():
         mine, content = prepare(engine, target, step, state, resolved, shards.write)
         entries = [entry for written in ranks.gather(mine) for entry in written]
@@ -66,6 +67,7 @@ class Target:
     name: str
     keep_last: int | None = None
     keep_every_steps: int | None = None
+    records: Sequence[Path] = ()
 
     @property
     def doing(self) -> str:
@@ -87,14 +89,18 @@ class Target:
                 protocol.discard(self.root, self.name)
             raise
 
-    def commit(self, entries: list[Entry], content: dict[str, Any]) -> Path:
+    def commit(self, entries: list[Entry], content: states.Content) -> Path:
         """Seal what all ranks have written, and prune; on rank 0 alone, from any thread.
 
-        entries: every file of every rank. content: of state.json.
+        entries: every file of every rank. content: of state.json and layout.json.
         """
-        disk.write(self.staged / states.NAME, (json.dumps(content, indent=1) + "\n").encode())
-        entries = entries + manifest.entries(self.staged, [states.NAME])
-        meta = {key: content[key] for key in ("step", "world_size", "stage")}
+        files = content.files()
+        for name, data in files.items():
+            disk.write(self.staged / name, data)
+        entries = entries + manifest.entries(self.staged, [*files])
+        meta = {key: content.state[key] for key in ("step", "world_size", "stage")}
+        for path in self.records:
+            disk.sync_record(path)
         final = protocol.seal(self.root, self.name, entries, meta)
         if self.keep_last is not None:
             _prune(self.root, self.keep_last, self.keep_every_steps)
@@ -108,8 +114,8 @@ def prepare(
     state: dict[str, Any],
     resolved: Any,
     take: Callable[[Any, Path], list[T]],
-) -> tuple[list[T], dict[str, Any]]:
-    """What `take` makes of this rank's files, and the content of state.json; collective.
+) -> tuple[list[T], states.Content]:
+    """What `take` makes of this rank's files, and what goes beside them; collective.
 
     To be called under `target.or_nothing`. Raises CheckpointError on all ranks.
     """
@@ -125,7 +131,8 @@ def prepare(
     mine = ranks.together(doing, root, lambda: take(engine, staged))
     sums = checksums.compute(engine)
     everyones = ranks.gather(states.of_rank(engine))
-    return mine, states.build(engine, step, state, resolved, everyones, sums)
+    content = states.build(engine, step, state, resolved, everyones, sums)
+    return mine, states.Content.of(engine, content, everyones)
 
 
 def _require_seen(staged: Path) -> None:

@@ -2,7 +2,6 @@
 
 format, step, tokens_seen, samples_seen, …   where the run stood, as the trainer said
 world_size, stage, dtype, offload            how it is laid out
-layout                                       what of which parameter is where (reader.py)
 optimizer_step, loss_scaler, counters        of the engine
 lr_scheduler, groups                         of an optimizer that the DeepSpeed JSON names
 gradient_units                               train.reproducible: log2 of each parameter's unit
@@ -11,6 +10,8 @@ run, deepspeed_sha256, versions              what it was trained with; run holds
 ranks: [{rng}, …]                            generators of every rank
 parameter_order                              stage 0: names in the order of the optimizer's groups
 checksums                                    of every parameter, master and moment (checksums.py)
+
+What of which parameter is where is in layout.json (layout.py).
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ds_llama.checkpoint import reader, rng
+from ds_llama.checkpoint import layout, rng
 from ds_llama.errors import CheckpointError
 from ds_llama.zero import engine as engines
 from ds_llama.zero import exact
 
 NAME = "state.json"
-FORMAT = 2
+FORMAT = 3
 SHAPES = (
     "vocab_size",
     "hidden_size",
@@ -78,10 +80,6 @@ def build(
         "deepspeed_sha256": _hash(resolved.deepspeed),
         "versions": _versions(),
         "ranks": [{"rng": rank["rng"]} for rank in ranks],
-        "layout": {
-            "parameters": reader.parameters(engine),
-            "ranks": [rank["layout"] for rank in ranks],
-        },
         "parameter_order": engines.parameter_order(engine),
         "checksums": checksums,
     }
@@ -91,8 +89,29 @@ def build(
 
 
 def of_rank(engine: Any) -> dict[str, Any]:
-    """What every rank adds to state.json."""
-    return {"rng": rng.capture(), "layout": reader.layout(engine)}
+    """What every rank adds to state.json, and to layout.json."""
+    return {"rng": rng.capture(), "layout": layout.of_rank(engine)}
+
+
+@dataclass(frozen=True)
+class Content:
+    """What rank 0 writes beside the shards, taken between two steps by all ranks."""
+
+    state: dict[str, Any]
+    parameters: list[list[Any]]
+    layouts: list[str]
+
+    @classmethod
+    def of(cls, engine: Any, state: dict[str, Any], ranks: list[dict[str, Any]]) -> Content:
+        """`state`: from `build`; `ranks`: `of_rank` of each."""
+        return cls(state, layout.parameters(engine), [rank["layout"] for rank in ranks])
+
+    def files(self) -> dict[str, bytes]:
+        """By name, for one rank and any thread."""
+        return {
+            NAME: (json.dumps(self.state, indent=1) + "\n").encode(),
+            layout.NAME: layout.encode(layout.fold(self.parameters, self.layouts)),
+        }
 
 
 def progress(state: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Every layout's checkpoint taken up by every other, at other world sizes and batches.
 
-    python -m tests.campaigns.resume_anywhere [--worlds 1,2,4] [--precision bf16,fp32] [--short]
+    python -m tests.campaigns.resume_anywhere [--worlds 1,2,4] [--precision bf16,fp32]
+        [--layouts 1,3+all]  those alone
         [--only nvme]        pairs of which one name has the word in it
 
 A world saves one checkpoint per layout after two steps, and says its next two losses. Then each
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,39 +53,44 @@ MODEL = {
 }
 FIRST, LATER = 1e-5, {"bf16": 2e-3, "fp32": 1e-5}  # relative, of the next loss and the one after
 SMALL = 16 << 10  # bytes: of norms, counters and whatever is not a parameter
+LIMIT_S = 4 * 3600.0  # of a launch, which takes up some 200 checkpoints
 OTHER_BATCH = "3"  # is also taken up with micro-batches of 1, accumulated
 
 
-def layouts(precision: str, short: bool) -> dict[str, dict[str, Any]]:
-    """Names and keys of the layouts of a precision."""
+def layouts(precision: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Names and keys of the layouts of a precision; `names`: those alone, if there are any."""
     found = {**MORE[precision], **LAYOUTS}
-    return {name: keys for name, keys in found.items() if not short or name in SHORT}
+    return {name: keys for name, keys in found.items() if not names or name in names}
 
 
 # --- on every rank ---------------------------------------------------------------------------
 
 
-def saved(folder: Path, precision: str, size: int, *, short: bool) -> None:
+def saved(folder: Path, precision: str, size: int, names: Sequence[str]) -> None:
     """Save every layout of a precision; every rank writes what `take_up` has to know."""
     from ds_llama.zero import world
 
-    for row in _save(folder, precision, short, size):
+    for row in _save(folder, precision, names, size):
         with (folder / f"save-{size}-{world.rank()}.jsonl").open("a") as out:
             print(json.dumps(row), file=out)
 
 
-def rank(what: str, folder: Path, precisions: list[str], short: bool, only: str) -> None:
+def rank(what: str, folder: Path, precisions: list[str], names: Sequence[str], only: str) -> None:
     """Save or take up everything as one rank of a launch; rank 0 writes a line a pair."""
+    from ds_llama.selftest.compare import remember_processor
     from ds_llama.zero import world
 
+    remember_processor()
     world.join()
+    gc.collect()
+    gc.freeze()  # an Account collects garbage, and need not look at all of torch
     size = world.world_size()
     with (folder / f"{what}-{size}-{world.rank()}.jsonl").open("w") as out:
         for precision in precisions:
             rows = (
-                _save(folder, precision, short, size)
+                _save(folder, precision, names, size)
                 if what == "save"
-                else take_up(folder, precision, short, size, only)
+                else take_up(folder, precision, names, size, only)
             )
             for row in rows:
                 if world.rank() == 0:
@@ -145,10 +151,10 @@ def _losses(engine: Any, micro: int, size: int, first: int, last: int) -> list[f
     return [take_step(engine, window).loss for window in windows]
 
 
-def _save(folder: Path, precision: str, short: bool, size: int) -> Any:
+def _save(folder: Path, precision: str, names: Sequence[str], size: int) -> Any:
     from ds_llama.checkpoint.save import save
 
-    for name, keys in layouts(precision, short).items():
+    for name, keys in layouts(precision, names).items():
         place = folder / f"{precision}-{size}-{name}"
         engine = _engine(place, size, precision, SAMPLES // size, 0, keys)
         _losses(engine, SAMPLES // size, size, 1, 2)
@@ -159,7 +165,7 @@ def _save(folder: Path, precision: str, short: bool, size: int) -> Any:
         _forget(engine)
 
 
-def take_up(folder: Path, precision: str, short: bool, size: int, only: str = "") -> Any:
+def take_up(folder: Path, precision: str, names: Sequence[str], size: int, only: str = "") -> Any:
     """A row a pair of what was saved in `folder` and of this world's layouts.
 
     only: pairs of which one layout has it in its name.
@@ -170,7 +176,7 @@ def take_up(folder: Path, precision: str, short: bool, size: int, only: str = ""
         for line in path.read_text().splitlines()
     ]
     for source in (row for row in rows if row["precision"] == precision):
-        for name, keys in layouts(precision, short).items():
+        for name, keys in layouts(precision, names).items():
             micros = {SAMPLES // size, *([1] if name == OTHER_BATCH else [])}
             wanted = only in name or only in source["saved"][1]
             for micro in sorted(micros) if wanted else ():
@@ -215,16 +221,15 @@ def _forget(engine: Any) -> None:
 
 
 def campaign(
-    folder: Path, worlds: list[int], precisions: list[str], *, short: bool, only: str = ""
+    folder: Path, worlds: list[int], precisions: list[str], names: Sequence[str], only: str = ""
 ) -> list[dict[str, Any]]:
     """A row a pair: its losses' relative distance, and the bytes beyond what stays held."""
-    words = [str(folder), ",".join(precisions), "short" if short else "all", only]
+    words = [str(folder), ",".join(precisions), ",".join(names), only]
     for what in ("save", "take-up"):
         for size in worlds:
             log = folder / f"{what}-{size}"
-            code = launching.start(
-                size, log, "--module", "tests.campaigns.resume_anywhere", "--rank", what, *words
-            )
+            call = ("--module", "tests.campaigns.resume_anywhere", "--rank", what, *words)
+            code = launching.start(size, log, *call, timeout_s=LIMIT_S)
             if code:
                 raise SystemExit(f"{what} at world {size}: {(log / 'log.txt').read_text()[-4000:]}")
     found = [path for path in sorted(folder.glob("take-up-*-0.jsonl"))]
@@ -259,18 +264,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, f"{len(rows)} pairs, {count} failed"])
 
 
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
 def main() -> int:
     """Run what the command line says and print the table."""
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     words.add_argument("--worlds", default="1,2,4")
     words.add_argument("--precision", default="bf16,fp32")
-    words.add_argument("--short", action="store_true")
+    words.add_argument("--layouts", default="")
     words.add_argument("--only", default="")
     given = words.parse_args()
     worlds = [int(size) for size in given.worlds.split(",")]
     with tempfile.TemporaryDirectory(prefix="ds-llama-resume-") as folder:
         precisions = given.precision.split(",")
-        rows = campaign(Path(folder), worlds, precisions, short=given.short, only=given.only)
+        rows = campaign(Path(folder), worlds, precisions, _words(given.layouts), given.only)
     print(table(rows))
     return int(any(failed(row) for row in rows))
 
@@ -278,7 +287,7 @@ def main() -> int:
 if __name__ == "__main__":
     arguments = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
     if arguments[:1] == ["--rank"]:
-        what, folder, precisions, which, only = arguments[1:]
-        rank(what, Path(folder), precisions.split(","), which == "short", only)
+        what, folder, precisions, names, only = arguments[1:]
+        rank(what, Path(folder), precisions.split(","), _words(names), only)
     else:
         sys.exit(main())

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from ds_llama.checkpoint import offline, state
+from ds_llama.checkpoint import layout, offline, state
 from ds_llama.commit import manifest
 from ds_llama.config.model import LlamaConfig
 from ds_llama.measure import memory
@@ -67,14 +67,14 @@ def checkpoint(config: LlamaConfig, folder: Path) -> None:
         for rank in range(2):
             first, last = max(begin, rank * half), min(begin + spec.numel, (rank + 1) * half)
             if first < last:
-                pieces[rank].append([index, first - begin, last - first, 0, first - rank * half])
+                pieces[rank].append((index, 0, first - rank * half, first - begin, last - first))
         begin += spec.numel
     for rank, own in enumerate(flat.split(half)):
         held = {"single_partition_of_fp32_groups": [own.clone()]}
         held["base_optimizer_state"] = {"state": {}}
         name = f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         torch.save({"optimizer_state_dict": held}, folder / name)
-    ranks = [{"partitions": [half], "pieces": own} for own in pieces]
+    ranks = [layout.written(rank, [half], own) for rank, own in enumerate(pieces)]
     content = {
         "format": state.FORMAT,
         "stage": 1,
@@ -82,9 +82,9 @@ def checkpoint(config: LlamaConfig, folder: Path) -> None:
         "model": config.to_hf(),
         "run": {"model": {}, "data": {}},
         "parameter_order": [],
-        "layout": {"parameters": shapes, "ranks": ranks},
     }
     (folder / state.NAME).write_text(json.dumps(content))
+    (folder / layout.NAME).write_bytes(layout.encode(layout.fold(shapes, ranks)))
     entries = manifest.entries(folder, [path.name for path in folder.iterdir()])
     meta = {"run_id": "none", "step": 1, "world_size": 2, "stage": 1}
     manifest.write(folder, folder.name, entries, meta)

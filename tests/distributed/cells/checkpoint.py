@@ -225,12 +225,13 @@ def another_layout_goes_on(folder: Path) -> None:
 
 
 def saved_for_other_worlds(folder: Path) -> None:
-    resume_anywhere.saved(_shared(folder), "bf16", world.world_size(), short=True)
+    resume_anywhere.saved(_shared(folder), "bf16", world.world_size(), resume_anywhere.SHORT)
 
 
 def other_worlds_are_taken_up(folder: Path) -> None:
     """The short form of `tests.campaigns.resume_anywhere`: what this and smaller worlds saved."""
-    rows = list(resume_anywhere.take_up(_shared(folder), "bf16", True, world.world_size()))
+    short, size = resume_anywhere.SHORT, world.world_size()
+    rows = list(resume_anywhere.take_up(_shared(folder), "bf16", short, size))
     worlds = {row["from"][0] for row in rows}
     assert worlds >= {1}, "run the cells of world 1 in the same folder before"
     wrong = [text for row in rows if (text := resume_anywhere.failed(row)) is not None]
@@ -252,6 +253,12 @@ def another_network_is_refused(folder: Path) -> None:
     error = raised(lambda: resume(other, step, other.ds_llama.resolved))
     assert error.what == "the checkpoint's dtype is bfloat16, this run's float32"
     assert "start from its weights" in error.remedy
+    frozen = ("model.norm.weight", "lm_head.weight")
+    other = engine_for(folder, stage=2, precision="bf16", frozen=frozen)
+    error = raised(lambda: resume(other, step, other.ds_llama.resolved))
+    assert error.what == (
+        "this run freezes model.norm.weight and 1 more, which the checkpoint's trained"
+    )
 
 
 def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:

@@ -17,12 +17,13 @@ import pytest
 from ds_llama.checkpoint import background
 from ds_llama.checkpoint.background import Background, _Writing
 from ds_llama.checkpoint.save import Target
+from ds_llama.checkpoint.state import Content
 from ds_llama.commit import listing, manifest, names, protocol
 from ds_llama.commit.verify import verify
 from ds_llama.errors import CheckpointError
 from ds_llama.zero import world
 
-CONTENT = {"step": 7, "world_size": 1, "stage": 2}
+CONTENT = Content({"step": 7, "world_size": 1, "stage": 2}, [], ["[[], []]"])
 
 
 class File:
@@ -141,6 +142,7 @@ def test_rank_0_seals_when_the_other_says_that_it_has_written(target: Target) ->
     assert verify(target.root / target.name) == []
     found = manifest.read(target.root / target.name)
     assert [(entry["path"], entry["rank"]) for entry in found.files] == [
+        ("layout.json", 0),
         ("rank_0.pt", 0),
         ("rank_1.pt", 1),
         ("state.json", 0),

@@ -51,7 +51,7 @@ class Engine:
 
 
 def _build(resolved: Resolved, **progress: Any) -> dict[str, Any]:
-    ranks = [{"rng": {"torch": "AA"}, "layout": {"partitions": [], "pieces": []}}]
+    ranks = [{"rng": {"torch": "AA"}, "layout": "[[], []]"}]
     state = states.build(Engine(), 7, progress, resolved, ranks, {"parameters": {}})
     return dict(json.loads(json.dumps(state)))
 
@@ -66,9 +66,15 @@ def test_a_step_folder_says_everything_about_itself(resolved: Resolved) -> None:
     assert state["versions"].keys() >= {"ds_llama", "torch", "deepspeed", "python"}
     assert state["ranks"] == [{"rng": {"torch": "AA"}}]
     assert state["optimizer_step"] is None
-    assert state["layout"] == {
-        "parameters": [["weight", [2, 2], True], ["bias", [2], True]],
-        "ranks": [{"partitions": [], "pieces": []}],
+    content = states.Content.of(Engine(), state, [{"layout": "[[], []]"}])
+    files = {name: json.loads(data) for name, data in content.files().items()}
+    assert files == {
+        "state.json": state,
+        "layout.json": {
+            "parameters": [["weight", [2, 2], True], ["bias", [2], True]],
+            "partitions": [[1, []]],
+            "pieces": [],
+        },
     }
     assert state["groups"][0]["betas"] == [0.9, 0.999]
 
@@ -139,8 +145,8 @@ def test_a_state_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"state\.json cannot be read") as caught:
             states.read(tmp_path)
         assert "checkpoint list" in caught.value.remedy
-    (tmp_path / "state.json").write_text('{"format": 3}')
-    with pytest.raises(CheckpointError, match="has format 3, this version reads 2") as caught:
+    (tmp_path / "state.json").write_text('{"format": 2}')
+    with pytest.raises(CheckpointError, match="has format 2, this version reads 3") as caught:
         states.read(tmp_path)
     assert "version of ds_llama" in caught.value.remedy
 

@@ -37,6 +37,13 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_record(path: Path) -> None:
+    """Wait until a file that is added to, if it is there, and its name are on the disk."""
+    if path.exists():
+        sync_file(path)
+        sync_folder(path.parent)
+
+
 def sync_folder(path: Path) -> None:
     """Wait until the names in a folder are on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -25,7 +25,8 @@ from ds_llama.data.loader import Loader
 from ds_llama.evals.perplexity import Perplexity, evaluate
 from ds_llama.measure import memory
 from ds_llama.planner import hardware
-from ds_llama.tracking import Tracker, open_trackers
+from ds_llama.tracking import Tracker, jsonl, open_trackers
+from ds_llama.trainer import events
 from ds_llama.trainer.account import Recording
 from ds_llama.trainer.hooks import Hook, default_hooks
 from ds_llama.trainer.metrics import Meter
@@ -62,6 +63,11 @@ class Job:
     def checkpoints(self) -> Path:
         """Where the run's checkpoints are."""
         return self.output / "checkpoints"
+
+    @property
+    def records(self) -> list[Path]:
+        """Files with a line a step or an event, which a checkpoint must not be ahead of."""
+        return [self.output / jsonl.FILE_NAME, self.output / events.NAME]
 
 
 @contextmanager

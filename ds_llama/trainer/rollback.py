@@ -49,7 +49,8 @@ def roll_back(job: Job, why: str) -> None:
             for tracker in job.trackers:
                 tracker.rewind(state.step)
             events.record(job.output, "rollback", step, why, to_step=state.step, samples=left_out)
-        save(job.engine, job.checkpoints, state.step, state.to_dict(), job.resolved)
+        kept = state.to_dict()
+        save(job.engine, job.checkpoints, state.step, kept, job.resolved, records=job.records)
 
 
 _SAVE_MORE = "make checkpoint.every_steps smaller, or let stability skip"

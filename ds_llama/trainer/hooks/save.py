@@ -70,6 +70,7 @@ class Save(Hook):
                 job.resolved,
                 keep_last=settings.keep_last,
                 keep_every_steps=settings.keep_every_steps,
+                records=job.records,
             )
         state.saved_step = state.step
         name, pause_s = names.step_name(state.step), time.perf_counter() - start

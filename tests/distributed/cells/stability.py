@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import pytest
 import torch
 
 from ds_llama.checkpoint import checksums
+from ds_llama.commit import disk
 from ds_llama.data.shards import ShardWriter
 from ds_llama.errors import RunError
 from ds_llama.trainer.build import construct
@@ -29,6 +31,8 @@ from ds_llama.zero import step as steps
 from ds_llama.zero import world
 from ds_llama.zero.register import register
 from ds_llama.zero.step import take_step
+from tests.campaigns.resume_anywhere import swapping_little
+from tests.distributed.cells.nvme import on_nvme
 from tests.distributed.runs import TOKENS, VOCAB, global_batch, make_run, split
 
 BATCH, MICRO = 4, 2
@@ -222,6 +226,13 @@ def rolls_back(folder: Path, *, kind: str, **keys: Any) -> None:
         assert (again == without_times(rows[2:])) is (name == "resumed")
 
 
+def rolls_back_on_nvme(folder: Path) -> None:
+    """Optimizer and weights are read from NVMe by the engine that has swapped them since."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with swapping_little():
+        rolls_back(folder, kind="gradient", **on_nvme(folder, 3_000))
+
+
 class Interrupted(Exception):
     pass
 
@@ -247,9 +258,41 @@ WHOLE: dict[str, Any] = {
 }
 
 
+@contextmanager
+def steps_on_the_disk() -> Iterator[list[tuple[str, int]]]:
+    """Of each checkpoint, as it is committed, the last step whose row had been synced."""
+    real_fsync, real_rename = os.fsync, disk.rename
+    found: list[tuple[str, int]] = []
+    synced: dict[str, int] = {}
+
+    def fsync(descriptor: int) -> None:
+        real_fsync(descriptor)
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if path.name == "metrics.jsonl":
+            synced[path.name] = json.loads(path.read_text().splitlines()[-1])["step"]
+        elif (path / "metrics.jsonl").exists():
+            synced["named"] = synced.get("metrics.jsonl", 0)
+
+    def rename(source: Path, target: Path) -> None:
+        found.append((target.name, synced.get("named", 0)))
+        real_rename(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        patch.setattr(disk, "rename", rename)
+        yield found
+
+
 def a_resumed_run_has_the_same_metrics(folder: Path) -> None:
-    """Cut to the checkpoint and made again, bit for bit: what one run to the end has."""
-    trained(folder / "whole", **WHOLE)
+    """Cut to the checkpoint and made again, bit for bit: what one run to the end has.
+
+    Also after a power loss: no checkpoint is committed before the rows that lead up to it.
+    """
+    with steps_on_the_disk() as found:
+        trained(folder / "whole", **WHOLE)
+    names = [f"step-{step:08d}" for step in (2, 4, 6)]
+    expected_rows = zip(names, (2, 4, 6), strict=True) if world.rank() == 0 else ()
+    assert found == [*expected_rows]
     expected = without_times(read(folder / "whole" / "metrics.jsonl"))
     interrupted(folder / "stopped", 5, **WHOLE)
     assert [row["step"] for row in read(folder / "stopped" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
@@ -301,14 +344,17 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
         f"refused-{name}": (alone, partial(a_refused_update_leaves_no_trace, **keys))
         for name, keys in refused.items()
     }
+    host = {"stage": 2, "precision": "bf16", "offload": "optimizer"}
+    behind = {"every_steps": 2, "export": False, "background": True}
     back: dict[str, dict[str, Any]] = {
-        "2-loss": {"stage": 2, "precision": "bf16", "offload": "optimizer"},
+        "2-loss": {**host, "checkpoint": behind},
         "3-spike": {"stage": 3, "precision": "bf16", "offload": "all"},
         "1-gradient": {"stage": 1, "precision": "bf16"},
     }
     for name, keys in back.items():
         cell = partial(rolls_back, kind=name.partition("-")[2], **keys)
         found[f"rolls_back-{name}"] = (alone, cell)
+    found["rolls_back-3-nvme"] = (alone, rolls_back_on_nvme)
     of_gradients = partial(skips, why="gradients are not finite")
     accumulated = {"stage": 3, "precision": "bf16", "per_step": 2}
     found["skips-loss"] = (alone, partial(skips, kind="loss", why="the loss is nan"))

@@ -1,8 +1,8 @@
 """What a cell trains: this package's own way, or a peer's from a file.
 
-A peer is a Python file with a function
+A peer is named "FILE" or "FILE:WAY", and FILE has a function
 
-    def open_program(resolved: Resolved, options: dict[str, Any]) -> Program
+    def open_program(resolved: Resolved, options: dict[str, Any], way: str) -> Program
 
 that every rank calls once it has joined the world. `resolved` is the run as it would train here;
 `options` are the cell's. Weights, data, optimizer and precision are to be the run's.
@@ -58,7 +58,8 @@ def open_program(name: str, resolved: Resolved, options: dict[str, Any]) -> Prog
     """The program of that name; collective. Raises CallError for a file that is none."""
     if name == OURS:
         return _Ours(resolved)
-    path = Path(name)
+    file, way = split(name)
+    path = Path(file)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None or not path.exists():
         raise _no_program(path)
@@ -67,8 +68,14 @@ def open_program(name: str, resolved: Resolved, options: dict[str, Any]) -> Prog
     found = getattr(module, "open_program", None)
     if found is None:
         raise _no_program(path)
-    program: Program = found(resolved, options)
+    program: Program = found(resolved, options, way)
     return program
+
+
+def split(name: str) -> tuple[str, str]:
+    """The file and the way of "FILE:WAY"."""
+    file, found, way = name.partition(".py:")
+    return (file + ".py", way) if found else (name, "")
 
 
 def _no_program(path: Path) -> CallError:

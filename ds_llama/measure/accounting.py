@@ -273,8 +273,9 @@ class Account(TorchDispatchMode):
         """The storage of a strided tensor, counted; of others every part is counted."""
         if is_traceable_wrapper_subclass(tensor):
             names, _ = tensor.__tensor_flatten__()
-            for name in names:
-                self._see(getattr(tensor, name))
+            for part in (getattr(tensor, name) for name in names):
+                if isinstance(part, torch.Tensor):  # a DTensor names its mesh too
+                    self._see(part)
             return None
         # A fake tensor's storage is a meta storage: the device is the tensor's.
         device = tensor.device.type

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -78,17 +78,18 @@ class Cell:
     accumulation: int
     sequence_length: int
     world_size: int
+    model_name: str = field(default="", compare=False)
 
     @property
-    def model_name(self) -> str:
-        """The preset's name, or a shape: "h512-l8-v32000"."""
-        if isinstance(self.model, str):
-            return self.model
-        keys = {**raw_preset(self.model["preset"], where="model")} if "preset" in self.model else {}
-        keys |= self.model
-        shown = {"h": "hidden_size", "l": "num_hidden_layers", "v": "vocab_size"}
-        parts = [f"{letter}{keys[name]}" for letter, name in shown.items() if name in keys]
-        return "-".join(parts) or str(next(iter(self.model.values())))
+    def name(self) -> str:
+        """The cell in words, without what is usual: "zero3+all bf16 tiny 4 x 512 on 2"."""
+        program = self.program.rsplit("/", 1)[-1].replace(".py", "")
+        words = [] if self.program == OURS else [program]
+        words += [self.strategy, self.precision, self.model_name]
+        words += [word for word in ("recompute", "compile") if getattr(self, word)]
+        steps = f" x {self.accumulation}" if self.accumulation > 1 else ""
+        words.append(f"{self.micro_batch_size} x {self.sequence_length}{steps}")
+        return " ".join([*words, f"on {self.world_size}"])
 
     @property
     def strategy(self) -> str:
@@ -98,7 +99,9 @@ class Cell:
     @property
     def key(self) -> str:
         """Everything that makes the cell this one, in 12 hexadecimal digits."""
-        return digest(asdict(self))
+        axes = asdict(self)
+        del axes["model_name"]
+        return digest(axes)
 
     @property
     def section(self) -> dict[str, Any]:
@@ -106,18 +109,20 @@ class Cell:
         return {"preset": self.model} if isinstance(self.model, str) else dict(self.model)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "model_name": self.model_name, "strategy": self.strategy}
+        return {**asdict(self), "name": self.name, "strategy": self.strategy}
 
 
 class Case(Frozen):
     """A whole benchmark. `timeout_s` is that of one cell's launch.
 
+    models: names for `model` sections, which `sweep` and `cells` may use like presets.
     reference: the axes of the cell that others are compared with, the first cell without it.
     memory: of one device, where it is not to be asked of the machine; cells beyond it are not run.
     """
 
     description: str = ""
     sweep: Axes
+    models: dict[str, dict[str, Any]] = Field(default_factory=dict)
     cells: list[dict[str, Any]] = Field(default_factory=list)
     reference: dict[str, Any] = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
@@ -132,11 +137,17 @@ class Case(Frozen):
     @property
     def expanded(self) -> list[Cell]:
         """Every cell, in the order of the sweep, those of `cells` after it; none twice."""
-        found = list(_combinations(self.sweep))
-        first = asdict(found[0])
+        first, extra = next(_combinations(self.sweep)), list[dict[str, Any]]()
         for keys in self.cells:
-            found += _combinations(Axes.model_validate({**first, **keys}))
+            extra += _combinations(Axes.model_validate({**first, **keys}))
+        found = [self._cell(values) for values in [*_combinations(self.sweep), *extra]]
         return list({cell.key: cell for cell in found}.values())
+
+    def _cell(self, values: dict[str, Any]) -> Cell:
+        model = values["model"]
+        if not isinstance(model, str):
+            return Cell(**values, model_name=_shape(model))
+        return Cell(**{**values, "model": self.models.get(model, model)}, model_name=model)
 
     @property
     def reference_cell(self) -> Cell:
@@ -165,7 +176,7 @@ def parse_case(content: Mapping[str, Any], label: str) -> Case:
             where=at(label, "reference"),
             remedy="name axes of one of the cells, or leave it out for the first",
         )
-    for name in {cell.model: None for cell in cells if isinstance(cell.model, str)}:
+    for name in dict.fromkeys(cell.model for cell in cells if isinstance(cell.model, str)):
         raw_preset(name, where=at(label, "sweep.model"))
     return case
 
@@ -176,10 +187,19 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _combinations(axes: Axes) -> Iterator[Cell]:
+def _combinations(axes: Axes) -> Iterator[dict[str, Any]]:
     lists = [value if isinstance(value, list) else [value] for _, value in axes]
     for values in product(*lists):
-        yield Cell(**dict(zip(_AXES, values, strict=True)))
+        yield dict(zip(_AXES, values, strict=True))
+
+
+def _shape(model: Mapping[str, Any]) -> str:
+    """What an inline model is called: "h512-l8-v32000"."""
+    keys = {**raw_preset(model["preset"], where="model")} if "preset" in model else {}
+    keys |= model
+    shown = {"h": "hidden_size", "l": "num_hidden_layers", "v": "vocab_size"}
+    parts = [f"{letter}{keys[name]}" for letter, name in shown.items() if name in keys]
+    return "-".join(parts) or str(next(iter(model.values()), "model"))
 
 
 def _is(cell: Cell, wanted: Mapping[str, Any]) -> bool:

@@ -11,11 +11,12 @@ the run, the log and the time that there is, and returns the exit code (124: out
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from ds_llama.bench.case import OURS, Case, Cell
 from ds_llama.bench.machine import machine
 from ds_llama.bench.runs import Prepared, prepare, run_json, swap_folder, write_data
 from ds_llama.config.run import Run
-from ds_llama.errors import RunError
+from ds_llama.errors import CallError, RunError
 
 TIMED_OUT = 124
 _KILLED = 137
@@ -53,13 +54,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Options:
-    """How a case is run here. `about` is each row's provenance; `base` what `program` files are
-    relative to; `profile` keeps traces in OUT/profiles."""
+    """How a case is run here.
+
+    about: each row's provenance. base: what `program` files are relative to. profile: keep traces
+    in OUT/profiles. only: shell patterns of which one is to be somewhere in the name of what is
+    launched; the other cells' rows stay as they are.
+    """
 
     device: str
     about: dict[str, Any]
     base: Path = Path()
     profile: bool = False
+    only: Sequence[str] = ()
     say: Callable[[Progress], None] = lambda progress: None
 
 
@@ -67,8 +73,15 @@ def run_case(case: Case, out: Path, start: Start, options: Options) -> list[rows
     """All rows of the case, those that were in OUT already among them.
 
     An interrupted case is gone on with by the same call; rows with status "error" are tried again.
-    Raises RunError when OUT holds another case's rows.
+    Raises RunError when OUT holds another case's rows, CallError for a pattern in no name.
     """
+    for pattern in options.only:
+        if not any(_wanted(cell, [pattern]) for cell in case.expanded):
+            raise CallError(
+                f"no cell's name has {pattern!r} in it",
+                where="--only",
+                remedy=f"names are like {case.expanded[0].name!r}",
+            )
     _claim(case, out)
     return _Running(case, out, start, options).all()
 
@@ -85,7 +98,8 @@ class _Running:
     def all(self) -> list[rows.Row]:
         write_data(self.case, self.cells, self.out)
         prepared = self._prepare()
-        launches, spent = list(_launches(self.case, self.cells, self.done)), list[float]()
+        wanted = [cell for cell in self.cells if _wanted(cell, self.options.only)]
+        launches, spent = list(_launches(self.case, wanted, self.done)), list[float]()
         self._keep()
         for number, cell in enumerate(launches, start=1):
             if self.done.get(cell.key, {}).get("status", rows.OK) != rows.OK:
@@ -96,7 +110,7 @@ class _Running:
             spent.append(time.monotonic() - began)
             left_s = (len(launches) - number) * sum(spent) / len(spent)
             self.options.say(Progress(number, len(launches), left_s, self.done[cell.key]))
-        return [self.done[cell.key] for cell in self.cells]
+        return [self.done[cell.key] for cell in self.cells if cell.key in self.done]
 
     def _prepare(self) -> dict[str, Prepared]:
         """The cells that can be run; the others' rows say why they cannot."""
@@ -150,6 +164,10 @@ class _Running:
 
     def _keep(self) -> None:
         rows.write(self.out, [self.done[c.key] for c in self.cells if c.key in self.done])
+
+
+def _wanted(cell: Cell, only: Sequence[str]) -> bool:
+    return not only or any(fnmatch.fnmatchcase(cell.name, f"*{pattern}*") for pattern in only)
 
 
 def _launches(case: Case, cells: list[Cell], done: dict[str, rows.Row]) -> Iterator[Cell]:

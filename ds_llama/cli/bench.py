@@ -22,6 +22,12 @@ def command(
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Launches of each cell, instead of the case's.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN", help="Cells with this shell pattern in their name; repeatable."
+        ),
+    ] = None,
     profile: Annotated[
         bool, typer.Option("--profile", help="Keep a trace of torch's profiler of each cell.")
     ] = False,
@@ -49,7 +55,7 @@ def command(
     device = "cuda" if has_device() else "cpu"
     about = provenance(["bench", *sys.argv[2:]], device)
     with bar_or_lines() as say:
-        options = Options(device, about, case.parent, profile, say)
+        options = Options(device, about, case.parent, profile, only or (), say)
         rows = run_case(wanted, out, _start, options)
     measured = sum(row["status"] == "ok" for row in rows)
     if as_json:

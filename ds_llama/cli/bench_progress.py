@@ -51,19 +51,7 @@ def line(progress: Progress) -> str:
 
 def outcome(row: dict[str, Any]) -> str:
     """What came of a cell, on one line."""
-    return f"{name(row)}: {result(row)}"
-
-
-def name(row: dict[str, Any]) -> str:
-    """A cell in words, without what is usual."""
-    words = [row["strategy"], row["precision"], row["model_name"]]
-    words += [word for word in ("recompute", "compile") if row[word]]
-    words.append(f"{row['micro_batch_size']} x {row['sequence_length']}")
-    if row["accumulation"] > 1:
-        words.append(f"x {row['accumulation']}")
-    words.append(f"on {row['world_size']}")
-    program = row["program"].rsplit("/", 1)[-1].removesuffix(".py")
-    return " ".join([*([] if program == "ds_llama" else [program]), *words])
+    return f"{row['name']}: {result(row)}"
 
 
 def result(row: dict[str, Any]) -> str:

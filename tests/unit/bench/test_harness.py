@@ -10,7 +10,7 @@ import pytest
 from ds_llama.bench.harness import Options, Progress, run_case
 from ds_llama.bench.rows import read
 from ds_llama.config.run import Run
-from ds_llama.errors import RunError
+from ds_llama.errors import CallError, RunError
 from tests.unit.bench.conftest import Launches, case_of, measured, run
 
 
@@ -126,3 +126,14 @@ def test_a_rank_is_told_all(tmp_path: Path) -> None:
     assert seen[0]["program"] == str(base / "peer.py")
     assert str(seen[0]["profile"]).startswith(str(tmp_path / "out/profiles"))
     assert (seen[0]["warmup_steps"], seen[0]["steps"]) == (3, 3)
+
+
+def test_only_some_cells(tmp_path: Path, launches: Launches) -> None:
+    run_case(case_of(repeats=1), tmp_path, launches, Options("cpu", {}, only=["zero2*64"]))
+    assert [plan["cell"]["stage"] for plan in launches.plans] == [2]
+    rows = run(case_of(repeats=1), tmp_path, launches)
+    assert [plan["cell"]["stage"] for plan in launches.plans] == [2, 1]
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    with pytest.raises(CallError, match="no cell's name has 'zero9' in it") as caught:
+        run_case(case_of(), tmp_path, launches, Options("cpu", {}, only=["zero9"]))
+    assert "'zero1 fp32 tiny 1 x 64 on 1'" in caught.value.remedy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -131,6 +132,7 @@ def _evaluated(call: Call) -> dict[str, Any]:
 
 def _on_tokens(call: Call) -> dict[str, Any]:
     from ds_llama.cli.loading import load_for_inference
+    from ds_llama.evals.complete import positions
     from ds_llama.evals.load import find_run
     from ds_llama.evals.perplexity import evaluate
     from ds_llama.evals.windows import Strided
@@ -145,6 +147,9 @@ def _on_tokens(call: Call) -> dict[str, Any]:
         or min(2048, loaded.config.max_position_embeddings)
     )
     windows = Strided(_corpus(call, path, loaded), length, call.stride)
+    if windows.length > (room := positions(loaded.config)):
+        note = f"note: windows of {windows.length} tokens go beyond the model's {room} positions"
+        print(note, file=sys.stderr)
     found = evaluate(
         loaded.model,
         windows,
@@ -181,8 +186,8 @@ def _data(call: Call, section: dict[str, Any]) -> str:
 def _corpus(call: Call, path: str, loaded: Loaded) -> Corpus:
     from ds_llama.evals.windows import is_shard, read_shard, read_text
 
-    bare = Path(path).suffix in ("", ".bin", ".idx") and not Path(path).is_file()
-    if is_shard(path) or bare:
+    part = Path(path).suffix in (".bin", ".idx") and not Path(path).is_file()
+    if is_shard(path) or part:
         return read_shard(path, _tokenizer_if_any(call, loaded))
     return read_text(path, _tokenizer(call, loaded))
 

@@ -117,7 +117,7 @@ def _load_export(folder: Path, device: torch.device) -> Loaded:
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES[:2])
     generation = folder / "generation_config.json"
     more = read_object(generation).get("eos_token_id") if generation.is_file() else None
-    eos = _ids(config.eos_token_id) | _ids(more)
+    eos = _ids(config.eos_token_id, folder / "config.json") | _ids(more, generation)
     return Loaded(model.eval(), config, folder if has_tokenizer else None, eos)
 
 
@@ -128,13 +128,19 @@ def _load_step(step: Step, folder: Path, device: torch.device) -> Loaded:
     model = _empty(step.config, step.dtype, device)
     for name, parameter in model.named_parameters():
         parameter.copy_(step.tensors[name].contiguous())
-    return Loaded(model.eval(), step.config, step.tokenizer, _ids(step.config.eos_token_id))
+    return Loaded(model.eval(), step.config, step.tokenizer, _ids(step.config.eos_token_id, folder))
 
 
-def _ids(value: Any) -> frozenset[int]:
+def _ids(value: Any, where: Path) -> frozenset[int]:
     """Of an `eos_token_id`: one id, a list of them, or null."""
-    ids = value if isinstance(value, list | tuple) else [value]
-    return frozenset(int(i) for i in ids if i is not None)
+    ids = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    if any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+        raise CheckpointError(
+            f"eos_token_id is {value!r}",
+            where=f"{where}:eos_token_id",
+            remedy="write the id of a token, a list of such, or null",
+        )
+    return frozenset(ids)
 
 
 def _empty(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> Llama:

@@ -14,6 +14,8 @@ from torch import Tensor
 from ds_llama.errors import CallError
 
 _SEEDS = 1 << 63
+# Logits over less than this may be beyond what fp32 holds.
+_COLDEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise _out_of_range("temperature", self.temperature, "0 (greedy) or a positive number")
+        if self.temperature and not _COLDEST <= self.temperature < float("inf"):
+            allowed = f"0 (greedy) or a number from {_COLDEST} on"
+            raise _out_of_range("temperature", self.temperature, allowed)
         if self.top_k is not None and self.top_k < 1:
             raise _out_of_range("top-k", self.top_k, "1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:

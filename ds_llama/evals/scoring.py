@@ -27,6 +27,7 @@ from ds_llama.evals.asking import (
     is_partitioned,
     rank_and_world,
 )
+from ds_llama.evals.complete import positions
 from ds_llama.evals.generate import generate
 from ds_llama.evals.rows import Row
 from ds_llama.model.loss import IGNORE_INDEX
@@ -47,7 +48,7 @@ def choice_loglikelihoods(
     pairs = [[encode_pair(coder, row, choice) for choice in row.choices] for row in rows]
     for row, of_row in zip(rows, pairs, strict=True):
         longest = max(len(context) + len(choice) for context, choice in of_row)
-        _require_room(row, longest, config.max_position_embeddings, "the prompt with a choice")
+        _require_room(row, longest, positions(config), "the prompt with a choice")
     flat = [pair for of_row in pairs for pair in of_row]
     _require_known([i for context, choice in flat for i in (*context, *choice)], config.vocab_size)
     flat_found = iter(loglikelihoods(model, flat, batch_size=batch_size))
@@ -76,7 +77,7 @@ def written_answers(
     Raises DataError for a row whose prompt and answer the model cannot hold.
     """
     prompts = [_encode(coder, row.prompt) for row in rows]
-    limit = config_of(model).max_position_embeddings
+    limit = positions(config_of(model))
     what = f"the prompt with {max_new_tokens} new tokens"
     for row, ids in zip(rows, prompts, strict=True):
         _require_context(row, ids)

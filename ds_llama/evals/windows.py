@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,14 +114,17 @@ def read_text(path: str | Path, tokenizer: Tokenizer) -> Corpus:
 
 
 def read_bytes(path: Path) -> bytes:
-    """What is in a file that has to be there and hold something other than white space."""
+    """What is in a file that has to be there and hold something other than white space.
+
+    Without the mark that some editors put before UTF-8.
+    """
     if not path.is_file():
         raise CallError(
-            "there is no such file",
+            "this is a folder" if path.is_dir() else "there is no such file",
             where=str(path),
             remedy="give --data with a token shard's prefix, a text file, or a .jsonl of rows",
         )
-    raw = path.read_bytes()
+    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if not raw.strip():
         raise DataError("the file is empty", where=str(path), remedy="give one that holds text")
     return raw

@@ -59,13 +59,17 @@ def test_eval_reads_the_runs_own_shard(run: Path, capsys: pytest.CaptureFixture[
 def test_eval_takes_other_data_and_lengths(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--data", str(run / "validation"), "--sequence-length", "50")
     assert _json(capsys, "eval", str(run / "export"), *words)["tokens"] == 6 * 50 - 1
+    assert main(["eval", str(run), *words[:3], "65", "--json"]) == 0
+    found = capsys.readouterr()
+    assert found.err == "note: windows of 65 tokens go beyond the model's 64 positions\n"
+    assert json.loads(found.out)["tokens"] == 6 * 50 - 1
 
 
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
         (["eval", "{}/none"], 2, "error: there is no such folder"),
-        (["eval", "{}", "--data", "{}/none"], 1, "none"),
+        (["eval", "{}", "--data", "{}/none"], 2, "none"),
     ],
     ids=str,
 )

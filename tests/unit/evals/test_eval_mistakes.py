@@ -40,7 +40,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("--data {}/none.txt", 2, "there is no such file", "{}/none.txt"),
         ("--data {}/none.jsonl", 2, "there is no such file", "{}/none.jsonl"),
-        ("--data {}/none", 1, "there is no token shard file none.idx", "{}/none.idx"),
+        ("--data {}/none", 2, "there is no such file", "{}/none"),
+        ("--data {}/none.bin", 1, "there is no token shard file none.idx", "{}/none.idx"),
+        ("--data {}/tokenizer", 2, "this is a folder", "{}/tokenizer"),
         ("--data {}/empty.txt", 1, "the file is empty", "{}/empty.txt"),
         ("--data {}/empty.jsonl", 1, "the file is empty", "{}/empty.jsonl"),
         ("--data {}/latin.txt", 1, "the file is not UTF-8: byte 3 is 0xe9", "{}/latin.txt"),

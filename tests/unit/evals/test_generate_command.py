@@ -133,6 +133,12 @@ def test_ends_of_generation_config_count(export: Path, tmp_path: Path, capsys: C
     assert found["finish_reasons"] == ["eos"]
     assert found["tokens"][0] == free["tokens"][0][: free["tokens"][0].index(end) + 1]
     assert free["texts"][0].startswith(found["texts"][0])
+    for wrong in ("x", [2.5], True):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        assert main(["generate", str(folder), "--prompt", "home"]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: eos_token_id is {wrong!r}\nwhere: {folder}")
+        assert "remedy: write the id of a token, a list of such, or null" in error
 
 
 def test_positions_are_the_end(export: Path, coder: Tokenizer, capsys: Capture) -> None:
@@ -167,6 +173,7 @@ def test_a_seed_gives_the_same_text(export: Path, capsys: Capture) -> None:
         (["--prompt", "a", "--top-k", "x"], 2, "--top-k"),
         (["--prompt", "a", "--top-p", "0.9"], 2, "top-p does nothing at temperature 0"),
         (["--prompt", "a", "--temperature", "-1"], 2, "error: temperature is -1.0"),
+        (["--prompt", "a", "--temperature", "1e-40"], 2, "error: temperature is 1e-40"),
         (["--prompt", "a", "--repetition-penalty", "0"], 2, "repetition-penalty is 0.0"),
         (["--prompt", "a", "--seed", "-1"], 2, "error: seed is -1"),
         (["--prompt", "a", "--max-new-tokens", "-1"], 2, "error: max-new-tokens is -1"),

@@ -92,6 +92,12 @@ def test_no_rows_are_an_error(tmp_path: Path) -> None:
             read_rows(_file(tmp_path, text))
 
 
+def test_an_editors_mark_before_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "answer": "b"}\r\n')
+    assert [row.prompt for row in read_rows(path)] == ["a"]
+
+
 def test_a_line_that_is_no_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(json.dumps(FREE).encode() + b'\n{"prompt": "\xff", "answer": "a"}\n')

@@ -9,6 +9,7 @@ newest and remove what the run goes on to save.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def examine(folder: Path) -> list[Problem]:
 
 
 def _examine_part(folder: Path) -> list[Problem]:
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         raise CheckpointError(
             f"rank {world.rank()} does not see the folder that other ranks see",
             where=str(folder),

@@ -22,6 +22,7 @@ from deepspeed.checkpoint.constants import OPTIMIZER_STATE_DICT, ZERO_STAGE
 
 from ds_llama.checkpoint import swapped
 from ds_llama.checkpoint.snapshot import Snapshot
+from ds_llama.commit import disk
 from ds_llama.commit.manifest import Entry
 from ds_llama.zero import swap, world
 
@@ -149,7 +150,7 @@ def _frozen(parameter: Any) -> torch.Tensor:
 
 def save_hashed(state_dict: Any, path: Path, staged: Path) -> Entry:
     """torch.save, with the hash taken on the way and the file on the disk afterwards."""
-    with path.open("wb") as raw:
+    with disk.naming(path), path.open("wb") as raw:
         file = _HashingFile(raw)
         try:
             torch.save(state_dict, cast("IO[bytes]", file))

@@ -62,6 +62,7 @@ def command(
 def _is_finished(run: Run, nproc: int, resume: str) -> bool:
     """Whether nothing is left to do; what the ranks would stop on is raised before they start."""
     from ds_llama.commit import listing
+    from ds_llama.commit.verify import verify
     from ds_llama.config.resolve import resolve
     from ds_llama.data import open_data
     from ds_llama.launcher.environment import has_device
@@ -86,8 +87,8 @@ def _is_finished(run: Run, nproc: int, resume: str) -> bool:
         state.restore(json.loads((newest.path / "state.json").read_bytes()))
     except (OSError, ValueError, KeyError):
         return False  # the ranks say what is wrong with it
-    if not state.finished:
-        return False
+    if not state.finished or verify(newest.path):
+        return False  # the ranks go on, or say what is wrong and from where they do
     why = f": {state.ended_early}" if state.ended_early else ""
     print(f"{output} is finished: {newest.name} is its last step{why}")
     return True

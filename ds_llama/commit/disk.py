@@ -22,7 +22,7 @@ _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 
 def write(path: Path, data: bytes) -> None:
     """Write a file whole and wait until it is on the disk; its name is not yet (sync_folder)."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -88,15 +88,32 @@ def rename(source: Path, target: Path) -> None:
 def replace(path: Path, data: bytes) -> None:
     """Give a file new content at once: a reader sees the old content or the new, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    write(partial, data)
-    os.replace(partial, path)
+    try:
+        write(partial, data)
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
     sync_folder(path.parent)
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder; one that is not there is fine."""
-    if path.is_dir():
+    """Remove a folder; one that is not there is fine. Of a link, what it points at stays."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError say which file it is of, which a failed write does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -122,6 +139,6 @@ def failure(
         remedy = "see to the file system there, then run the command again"
     return CheckpointError(
         f"{doing} failed{who}: {reason}; nothing that was committed before is harmed",
-        where=str(error.filename or where),
+        where=str(error.filename2 or error.filename or where),
         remedy=remedy,
     )

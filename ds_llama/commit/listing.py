@@ -46,7 +46,7 @@ def checkpoints(root: Path) -> list[Checkpoint]:
     """
     if not root.is_dir():
         return []
-    found = [_look(path, path.name) for path in root.iterdir() if path.is_dir()]
+    found = [_look(path, path.name) for path in root.iterdir()]
     present = {checkpoint.name for checkpoint in found if checkpoint}
     # A run killed while it sealed a step anew: the former content still counts (protocol.recover).
     for path in root.glob(f"{names.REPLACED}*"):
@@ -101,10 +101,12 @@ def not_whole(folder: Path, problems: Sequence[Problem]) -> CheckpointError:
 
 def none_whole(root: Path, count: int, newest: str, problems: Sequence[Problem]) -> CheckpointError:
     """What a run says that finds `count` checkpoints and cannot go on from any."""
+    which = f"none of {count} checkpoints is" if count > 1 else "the only checkpoint is not"
     return CheckpointError(
-        f"none of {count} checkpoints is whole; {newest}: {summary(problems)}",
+        f"{which} whole; {newest}: {summary(problems)}",
         where=str(root),
-        remedy="restore one from a copy, or give the run another output folder to begin anew",
+        remedy="see ds-llama checkpoint verify; restore one from a copy, or give the run another "
+        "output folder to begin anew",
     )
 
 

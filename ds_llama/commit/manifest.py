@@ -101,6 +101,8 @@ def read(folder: Path) -> Manifest:
     the folder. The files themselves are not looked at.
     """
     path = folder / NAME
+    if path.exists() and not path.is_file():
+        raise _bad(path, "is not a regular file")
     try:
         content = json.loads(path.read_bytes())
         stated = content.pop("sha256")

@@ -51,17 +51,17 @@ def staging(root: Path, name: str) -> Path:
 
 
 def run_id(root: Path) -> str | None:
-    """Identity of the run that a checkpoints folder belongs to; None before its first save."""
+    """Identity of the run that a checkpoints folder belongs to; None where nothing says it."""
     try:
         return (root / RUN_ID).read_text().strip() or None
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return None
 
 
-def ensure_run_id(root: Path) -> str:
-    """`run_id`, made up now for a folder that has none."""
+def ensure_run_id(root: Path, former: str | None = None) -> str:
+    """`run_id`; a folder that has none gets `former`, else one that is made up now."""
     known = run_id(root)
     if known is None:
-        known = uuid.uuid4().hex
+        known = former or uuid.uuid4().hex
         disk.replace(root / RUN_ID, f"{known}\n".encode())
     return known

@@ -11,6 +11,7 @@ or not. Callers hold the run's lock; one process calls, whichever ranks wrote th
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def begin(root: Path, name: str) -> Path:
     with disk.explained(f"preparing {name}", root):
         disk.make_folder(root)
         recover(root)
-        names.ensure_run_id(root)
+        if names.run_id(root) is None:
+            names.ensure_run_id(root, _former_run_id(root))
         staged = names.staging(root, name)
         disk.make_folder(staged)
         return staged
@@ -50,7 +52,7 @@ def seal(root: Path, name: str, entries: Iterable[Entry], meta: Mapping[str, Any
         manifest.write(staged, name, files, {"run_id": names.ensure_run_id(root), **meta})
         disk.sync_tree(staged)
         former = root / f"{names.REPLACED}{name}"
-        if final.exists():
+        if os.path.lexists(final):  # a link to a disk that is not there, too
             disk.remove_tree(former)
             disk.rename(final, former)
         disk.rename(staged, final)
@@ -100,6 +102,16 @@ def recover(root: Path) -> list[str]:
         else:
             disk.remove_tree(path)
     return [path.name for path in left]
+
+
+def _former_run_id(root: Path) -> str | None:
+    """What the newest readable manifest says: a copy of what is in the folder, made with a `*`,
+    has no `.run-id`, and its checkpoints must not become those of another run."""
+    steps = [path for path in root.iterdir() if names.step_of(path.name) is not None]
+    for folder in sorted(steps, key=lambda path: names.step_of(path.name) or 0, reverse=True):
+        with contextlib.suppress(CheckpointError):
+            return manifest.read(folder).run_id
+    return None
 
 
 def _check_staged(staged: Path, files: list[Entry]) -> None:

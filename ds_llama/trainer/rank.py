@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import time
+from contextlib import suppress
 
 import torch
 from torch.distributed import distributed_c10d
@@ -17,6 +20,9 @@ from ds_llama.trainer.train import train_locked
 from ds_llama.trainer.watching import collective_timeout, watched
 from ds_llama.zero import world
 from ds_llama.zero.register import register
+
+_STAY_S = 2.0
+"""How long rank 0 stays for ranks that may never meet the error that it has met."""
 
 
 def run_rank(run: Run, resume: str) -> TrainState:
@@ -52,6 +58,18 @@ def _reported_elsewhere(error: DsLlamaError) -> bool:
     kind = f"{type(error).__name__} at {error.where}"
     key = f"ds_llama/reported/{hashlib.sha256(kind.encode()).hexdigest()}"
     try:
-        return bool(distributed_c10d._get_default_store().add(key, 1) > 1)
+        store = distributed_c10d._get_default_store()
+        first = bool(store.add(key, 1) == 1)
     except (RuntimeError, ValueError):
         return False
+    if world.rank() == 0:
+        atexit.register(_stay_until_all_asked, store, key)
+    return not first
+
+
+def _stay_until_all_asked(store: torch.distributed.Store, key: str) -> None:
+    """Rank 0 is the store: a rank that asks when it is gone prints a stack of C++ frames."""
+    end = time.monotonic() + _STAY_S
+    with suppress(RuntimeError):
+        while store.add(key, 0) < world.world_size() and time.monotonic() < end:
+            time.sleep(0.02)

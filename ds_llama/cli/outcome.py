@@ -14,6 +14,8 @@ from types import FrameType
 from ds_llama.errors import DsLlamaError
 
 PIPE_CLOSED = 128 + signal.SIGPIPE
+# What gloo and NCCL say of a rank that is gone.
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
 
 class Terminated(BaseException):
@@ -40,7 +42,8 @@ def settle(error: BaseException, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     text, code = describe(error)
-    _say(text)
+    if not _is_echo(error):
+        _say(text)
     return code
 
 
@@ -99,6 +102,14 @@ def _innermost(error: BaseException) -> str:
     last = ours[-1]
     name = Path(last.filename).relative_to(package.parent)
     return f"{name}:{last.lineno} in {last.name}"
+
+
+def _is_echo(error: BaseException) -> bool:
+    """Whether a collective broke off since another rank had ended, which has said why."""
+    folder = os.environ.get("DS_LLAMA_LAUNCH")
+    if not folder or "RANK" not in os.environ or not any(word in str(error) for word in _LOST):
+        return False
+    return any(Path(folder).glob("said-*"))
 
 
 def _say(text: str) -> None:

@@ -97,7 +97,7 @@ def recover(root: Path) -> list[str]:
     disk.sync_folder(root)
     for path in left:
         final = root / path.name.removeprefix(names.REPLACED)
-        if path.name.startswith(names.REPLACED) and not final.exists():
+        if path.name.startswith(names.REPLACED) and not os.path.lexists(final):
             disk.rename(path, final)
         else:
             disk.remove_tree(path)

@@ -20,7 +20,7 @@ from ds_llama.checkpoint.choose import choose
 from ds_llama.checkpoint.restore import restore
 from ds_llama.checkpoint.resume import resume
 from ds_llama.checkpoint.save import save
-from ds_llama.commit import listing
+from ds_llama.commit import listing, names
 from ds_llama.commit.verify import verify
 from ds_llama.errors import CheckpointError
 from ds_llama.trainer.build import construct
@@ -141,6 +141,9 @@ def one_rank_that_fails_fails_all(folder: Path, stage: int) -> None:
         error = raised(lambda: commit(engine, folder, 2))
     assert f"saving step-00000002 failed on rank {last}: File too large" in error.what, error
     assert "nothing that was committed before is harmed" in error.what
+    file = Path(error.where)
+    assert file.parent == names.staging(first.parent, "step-00000002"), error
+    assert file.name.endswith("_states.pt"), error
     torch.distributed.barrier()
     assert sorted(p.name for p in first.parent.iterdir()) == [".run-id", "latest", first.name]
     assert verify(first) == []

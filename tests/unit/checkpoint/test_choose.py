@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +113,41 @@ def test_nothing_is_touched_when_none_is_whole(root: Path) -> None:
     assert caught.value.what.startswith("none of 3 checkpoints is whole; step-00000003: rank_0.pt")
     assert "restore one from a copy" in caught.value.remedy
     assert len(listing.checkpoints(root)) == 3
+
+
+@pytest.mark.parametrize("what", ["file", "dangling link", "empty folder", "pipe"])
+def test_whatever_bears_the_name_of_a_step_is_not_passed_over(
+    root: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    path = root / "step-00000003"
+    path.rename(root / "elsewhere")
+    if what == "file":
+        path.write_text("")
+    elif what == "dangling link":
+        path.symlink_to(root / "unmounted")
+    else:
+        path.mkdir()
+    if what == "pipe":  # reading it would never end
+        os.mkfifo(path / manifest.NAME)
+    with pytest.raises(CheckpointError, match=r"is not whole: MANIFEST\.json"):
+        choose(root, "required")
+    assert choose(root, "auto") == root / "step-00000002"
+    assert "warning: step-00000003 is not whole: MANIFEST.json " in capsys.readouterr().err
+    assert os.path.lexists(root / "damaged-step-00000003")
+    _commit(root, 3)
+    assert choose(root, "required") == path
+
+
+def test_the_only_checkpoint_is_damaged(root: Path) -> None:
+    """A run is not begun anew in its place."""
+    for step in (1, 2):
+        shutil.rmtree(root / names.step_name(step))
+    _flip_a_bit(root / "step-00000003")
+    with pytest.raises(CheckpointError) as caught:
+        choose(root, "auto")
+    assert caught.value.what.startswith("the only checkpoint is not whole; step-00000003: rank_0")
+    assert "ds-llama checkpoint verify" in caught.value.remedy
+    assert (root / "step-00000003").is_dir()
 
 
 def test_a_file_too_many_is_named_and_costs_no_checkpoint(root: Path) -> None:

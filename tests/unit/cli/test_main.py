@@ -208,6 +208,29 @@ def test_what_all_ranks_say_is_said_once(
     assert capsys.readouterr().err.count("error: the same") == 1
 
 
+def test_a_rank_that_another_one_took_along_does_not_repeat_it(
+    probe: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setenv("DS_LLAMA_LAUNCH", str(tmp_path))
+    lost = raising(RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:33157"))
+    for rank, command, said in (
+        (1, lost, "error: ds-llama failed"),  # rank 0 was killed: nobody said why
+        (0, raising(errors.RunError("the disk is full", where="w", remedy="r")), "error: the disk"),
+        (2, lost, ""),
+        (2, raising(RuntimeError("another")), "error: ds-llama failed"),
+    ):
+        if said.startswith("error: the"):
+            for mark in tmp_path.glob("said-*"):
+                mark.unlink()
+        monkeypatch.setenv("RANK", str(rank))
+        probe.command = command
+        assert main(["probe"]) == 1
+        assert capsys.readouterr().err[: len(said) or None] == said
+
+
 def test_a_rank_that_finished_says_so(
     probe: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

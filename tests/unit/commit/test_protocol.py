@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ds_llama.commit import disk, listing, manifest, names, protocol
+from ds_llama.commit import disk, listing, manifest, names, protocol, retention
 from ds_llama.commit.verify import verify
 from ds_llama.errors import CheckpointError
 
@@ -93,6 +93,60 @@ def test_what_is_set_aside_is_kept_and_is_no_checkpoint(commit, root: Path) -> N
         assert [c.name for c in listing.checkpoints(root)] == ["step-00000001"]
     protocol.begin(root, "step-00000003")
     assert aside.exists()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["reachable", "dangling"])
+def test_a_step_that_was_moved_to_another_disk_and_linked(
+    commit, root: Path, tmp_path: Path, there: bool
+) -> None:
+    """The link is replaced, removed and tidied up as a folder is; what it points at stays."""
+    away = tmp_path / "away"
+    away.mkdir()
+    for step in (1, 2):
+        commit(step)
+        os.rename(root / names.step_name(step), away / names.step_name(step))
+        target = away if there else tmp_path / "unmounted"
+        (root / names.step_name(step)).symlink_to(target / names.step_name(step))
+    assert [c.complete for c in listing.checkpoints(root)] == [there, there]
+    assert verify(commit(2, text="new")) == []
+    commit(3)
+    assert retention.prune(root, 1) == [names.step_name(step) for step in (1, 2)[not there :]]
+    for name in (".removing-step-00000009", ".replaced-step-00000003"):
+        (root / name).symlink_to(away / "step-00000001")
+    protocol.recover(root)
+    left = {".run-id", "latest", "step-00000003"} | ({"step-00000001"} if not there else set())
+    assert {path.name for path in root.iterdir()} == left
+    assert [verify(away / names.step_name(step)) for step in (1, 2)] == [[], []]
+
+
+@pytest.mark.parametrize("left", [None, b"", b"\xff\xfe"], ids=["missing", "empty", "garbage"])
+def test_a_copy_without_the_run_id_stays_the_same_run(
+    commit, root: Path, left: bytes | None
+) -> None:
+    """`cp -r run/checkpoints/* …` leaves it behind, and a save may not make strangers of them."""
+    commit(1), commit(2)
+    known = names.run_id(root)
+    (root / names.RUN_ID).unlink()
+    if left is not None:
+        (root / names.RUN_ID).write_bytes(left)
+    assert names.run_id(root) is None
+    assert [c.complete for c in listing.checkpoints(root)] == [True, True]
+    protocol.begin(root, "step-00000003")
+    assert names.run_id(root) == known
+    assert [c.complete for c in listing.checkpoints(root)] == [True, True]
+
+
+def test_a_pointer_that_cannot_be_replaced_is_named_and_costs_no_checkpoint(
+    stage, commit, root: Path
+) -> None:
+    commit(6)
+    (root / names.LATEST).unlink()
+    (root / names.LATEST).mkdir()
+    with pytest.raises(CheckpointError, match="sealing step-00000007 failed: ") as caught:
+        protocol.seal(root, NAME, stage(root, 7), META)
+    assert caught.value.where == str(root / names.LATEST)
+    assert not list(root.glob("*.partial"))
+    assert [c.step for c in listing.checkpoints(root) if c.complete] == [6, 7]
 
 
 def _operations(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
@@ -181,6 +235,7 @@ def test_a_full_disk_harms_nothing_that_is_committed(stage, commit, root: Path) 
     assert "sealing step-00000007 failed: File too large" in caught.value.what
     assert "nothing that was committed before is harmed" in caught.value.what
     assert "free space" in caught.value.remedy
+    assert caught.value.where == str(names.staging(root, NAME) / manifest.NAME)
     assert [c.name for c in listing.checkpoints(root) if c.complete] == ["step-00000006"]
 
 

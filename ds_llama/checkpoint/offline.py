@@ -42,14 +42,13 @@ def export_step(
     no LLaMA.
     """
     folder = Path(checkpoint)
-    there = folder.is_dir()
     try:
         return _export(folder, out, dtype, ema, tokenizer, max_shard_bytes)
-    except (CheckpointError, OSError) as error:
-        if folder.is_dir() or not there:
+    except Exception as error:  # a reader fails in whatever it no longer finds
+        if folder.is_dir():
             raise
         raise CheckpointError(
-            "the checkpoint was removed while it was exported, as a run does with old ones",
+            "the checkpoint is not there any more: a run removes old ones",
             where=str(folder),
             remedy="export again, from a newer one, or keep more ('checkpoint': {'keep_last': N})",
         ) from error

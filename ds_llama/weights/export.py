@@ -53,14 +53,16 @@ def export_model(
             folder = FolderWriter(Path(out), config, specs, tokenizer, max_shard_bytes, generation)
         except (DsLlamaError, OSError) as error:
             problem = explained(error, out)
-    for name, parameter in parameters.items():
-        # A rank that cannot write goes on gathering: the others are in the same collective.
-        with _gathered(parameter):
-            if folder is not None and problem is None:
-                problem = _attempt(partial(folder.add, name, [parameter]), out)
-    if folder is not None:
-        problem = problem or _attempt(folder.publish, out)
-        if problem is not None:
+    try:
+        for name, parameter in parameters.items():
+            # A rank that cannot write goes on gathering: the others are in the same collective.
+            with _gathered(parameter):
+                if folder is not None and problem is None:
+                    problem = _attempt(partial(folder.add, name, [parameter]), out)
+        if folder is not None:
+            problem = problem or _attempt(folder.publish, out)
+    finally:
+        if folder is not None:
             folder.discard()
     _raise_everywhere(problem)
     return Path(out)

@@ -36,7 +36,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_exported(
         return write(*given, **words)
 
     monkeypatch.setattr(offline, "write_folder", removed_first)
-    with pytest.raises(CheckpointError, match="the checkpoint was removed while it was") as caught:
+    with pytest.raises(CheckpointError, match="the checkpoint is not there any more") as caught:
         offline.export_step(source, tmp_path / "out")
     assert caught.value.where == str(source)
     assert caught.value.remedy.startswith("export again, from a newer one")

@@ -70,13 +70,14 @@ def _export(
     shapes = {name: tuple(tensor.shape) for name, tensor in masters.items()}
     skeleton.require_same(specs, shapes, folder)
     run = state.get("run", {})
-    begun_with = run.get("model", {}).get("pretrained")
+    begun_with = _located(run.get("model", {}).get("pretrained"), run, folder)
+    own = _located(run.get("data", {}).get("tokenizer"), run, folder)
     return write_folder(
         out,
         config,
         specs,
         lambda name: masters[name].parts(),
-        tokenizer=tokenizer or _existing(run.get("data", {}).get("tokenizer")) or begun_with,
+        tokenizer=tokenizer or own or begun_with,
         generation=begun_with,
         max_shard_bytes=max_shard_bytes,
     )
@@ -127,5 +128,14 @@ def weights_of(folder: Path, state: Mapping[str, Any], *, ema: bool = False) -> 
     return {n: Lazy(reader, n, KEY if ema and KEY in kinds[n] else MASTER) for n in reader.shapes}
 
 
-def _existing(path: str | None) -> str | None:
-    return path if path and Path(path).exists() else None
+def _located(path: str | None, run: Mapping[str, Any], folder: Path) -> Path | None:
+    """What a run calls `path`, if it is there: from here, or from where the run was started.
+
+    That is told by the run's own folder, which `output` names from there.
+    """
+    output, bases = Path(run.get("output", "")), [Path()]
+    at = folder.resolve().parent.parent
+    if output.parts and not output.is_absolute() and at.parts[-len(output.parts) :] == output.parts:
+        bases.append(at.parents[len(output.parts) - 1])
+    found = (base / path for base in bases if path)
+    return next((place for place in found if place.exists()), None)

@@ -96,3 +96,5 @@ def report(source: Path, out: Path, *, as_json: bool) -> None:
         print(json.dumps({"source": str(source), "out": str(out), "files": files}, indent=2))
         return
     print(f"{source} -> {out}: {len(files)} files, {format_bytes(sum(files.values()))}")
+    if not {"tokenizer.model", "tokenizer.json"} & files.keys():
+        typer.echo("no tokenizer came along; --tokenizer PATH takes one", err=True)

@@ -134,7 +134,7 @@ def test_words_of_the_call(saved: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert message in capsys.readouterr().err
     (saved / "tokenizer.json").unlink()
     assert main(words) == 0
-    assert "no tokenizer came along; --tokenizer FOLDER takes one" in capsys.readouterr().err
+    assert "no tokenizer came along; --tokenizer PATH takes one" in capsys.readouterr().err
 
 
 def test_an_export_holds_no_average(

@@ -41,3 +41,24 @@ def test_a_checkpoint_that_is_removed_while_it_is_exported(
     assert caught.value.where == str(source)
     assert caught.value.remedy.startswith("export again, from a newer one")
     assert not list(tmp_path.iterdir())
+
+
+def test_paths_of_a_run_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "work" / "runs" / "a" / "checkpoints" / "step-00000001"
+    (tmp_path / "work" / "tokenizer").mkdir(parents=True)
+    folder.mkdir(parents=True)
+    expected = tmp_path / "work" / "tokenizer"
+    for here, output, found in (
+        (tmp_path / "work", "elsewhere", Path("tokenizer")),
+        (tmp_path, "runs/a", expected),
+        (tmp_path, "./runs/a/", expected),
+        (tmp_path, "runs/b", None),
+        (tmp_path, str(folder.parents[1]), None),
+        (tmp_path, "", None),
+    ):
+        monkeypatch.chdir(here)
+        assert offline._located("tokenizer", {"output": output}, folder) == found
+        assert offline._located(str(expected), {"output": output}, folder) == expected
+        assert offline._located(None, {"output": output}, folder) is None

@@ -129,7 +129,7 @@ def _say_resumed(folder: Path, resolved: Resolved, most: memory.Watch) -> None:
     """`most`: of the rank that took the most memory."""
     then = states.read(folder)["run"]
     lines = "".join(f"\n  {line}" for line in changes(then, resolved.to_json()))
-    what = f"; what has changed since it was saved:{lines}" if lines else ""
+    what = f"\nwhat has changed since it was saved:{lines}" if lines else ""
     print(f"going on from {folder.name}, loaded in {most}{what}", file=sys.stderr)
 
 

@@ -36,14 +36,38 @@ def _sorted(tree: Any) -> Any:
     return tree
 
 
-def test_a_change_is_a_line() -> None:
-    old = {"a": {"stage": 2, "gone": 1}, "list": [1], "flag": True, "long": "x" * 100}
-    new = {"a": {"stage": 3, "new": {"x": None}}, "list": [1, 2], "flag": 1, "long": "x" * 99}
+def test_a_change_is_a_line_and_what_only_one_has_a_paragraph() -> None:
+    old = {"a": {"stage": 2, "gone": 1, "too": 2}, "list": [1], "flag": True, "top": 1}
+    new = {"a": {"stage": 3, "new": {"x": None}}, "list": [1, 2], "flag": 1}
     assert changes(old, new) == [
         "a.stage: 2 -> 3",
-        "a.gone: 1 -> absent",
-        'a.new: absent -> {"x": null}',
         "list: [1] -> [1, 2]",
         "flag: true -> 1",
-        f'long: "{"x" * 56}... -> "{"x" * 56}...',
+        "a, no longer: gone 1, too 2",
+        'a, new: new {"x": null}',
+        "no longer: top 1",
+    ]
+
+
+def test_lines_fit_a_terminal_and_nothing_is_cut() -> None:
+    many = {f"a_key_of_some_length_{number}": number for number in range(9)}
+    lines = changes({"a": {}}, {"a": many})
+    assert all(len(line) <= 78 for line in lines)
+    assert " ".join(line.strip() for line in lines) == "a, new: " + ", ".join(
+        f"{key} {value}" for key, value in many.items()
+    )
+    assert changes({"a": "x" * 100}, {"a": 1}) == ["a:", f'  "{"x" * 100}"', "  -> 1"]
+
+
+def test_what_the_deepspeed_json_says_is_not_said_twice() -> None:
+    def of(micro: int, stage: int) -> dict[str, Any]:
+        zero = {"zero_optimization": {"stage": stage}, "train_micro_batch_size_per_gpu": micro}
+        return {"deepspeed": zero, "resolved": {"stage": stage, "micro_batch_size": micro}}
+
+    assert changes(of(1, 2), of(2, 3)) == [
+        "deepspeed.zero_optimization.stage: 2 -> 3",
+        "deepspeed.train_micro_batch_size_per_gpu: 1 -> 2",
+    ]
+    assert changes({"resolved": {"stage": 2}}, {"resolved": {"stage": 3}}) == [
+        "resolved.stage: 2 -> 3"
     ]

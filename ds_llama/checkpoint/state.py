@@ -147,8 +147,8 @@ def require_same_network(state: dict[str, Any], resolved: Any, where: Path) -> N
     """
     then, now = (_identity(run) for run in (state["run"], resolved.to_json()))
     then["dtype"], now["dtype"] = state["dtype"], resolved.dtype
-    if "Muon" in (then["optimizer"], now["optimizer"]):
-        # Whole matrices at stage 2, in an order that the partitions give.
+    if "Muon" in (then["optimizer"], now["optimizer"]) and {state["stage"], resolved.stage} != {3}:
+        # Whole matrices at stages 1 and 2, in an order that the partitions give.
         own, others = describe(resolved), {key: state[key] for key in describe(resolved)}
         then["layout, which Muon's momentum goes by,"] = _layout(others)
         now["layout, which Muon's momentum goes by,"] = _layout(own)

@@ -18,7 +18,7 @@ from ds_llama.checkpoint import background
 from ds_llama.checkpoint.background import Background, _Writing
 from ds_llama.checkpoint.save import Target
 from ds_llama.checkpoint.state import Content
-from ds_llama.commit import listing, manifest, names, protocol
+from ds_llama.commit import disk, listing, manifest, names, protocol
 from ds_llama.commit.verify import verify
 from ds_llama.errors import CheckpointError
 from ds_llama.zero import world
@@ -186,3 +186,33 @@ def test_a_rank_that_never_writes_is_not_waited_for_without_end(
     assert not target.staged.with_name(manifest.NAME).exists()
     protocol.begin(target.root, "step-00000008")
     assert not target.staged.exists()
+
+
+def test_records_are_on_the_disk_before_it_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin that is not given them has not synced them."""
+    rows = tmp_path / "metrics.jsonl"
+    calls: list[Path] = []
+    rows.write_text('{"step": 7}\n')
+    sync, rename = os.fsync, disk.rename
+
+    def noted(descriptor: int) -> None:
+        calls.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        sync(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        calls.append(target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(disk, "rename", renamed)
+    absent = tmp_path / "events.jsonl"
+    for step, records in ((7, [rows, absent]), (8, [])):
+        calls.clear()
+        target = Target(tmp_path / "checkpoints", names.step_name(step), records=records)
+        protocol.begin(target.root, target.name)
+        final = target.commit([], CONTENT)
+        before = calls[: calls.index(final)]
+        assert (rows in before) is bool(records)
+        assert not records or tmp_path in before[before.index(rows) :]

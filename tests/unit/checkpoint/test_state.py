@@ -120,8 +120,13 @@ def test_another_optimizer_is_named(resolved: Resolved, tmp_path: Path) -> None:
     assert error.what == "the checkpoint's optimizer is AdamW, this run's SGD"
 
 
-def test_muon_is_taken_up_in_its_own_layout_only(resolved: Resolved, tmp_path: Path) -> None:
+def test_muon_is_taken_up_in_its_own_layout_only_below_stage_3(
+    resolved: Resolved, tmp_path: Path
+) -> None:
     muon = _with(resolved, Muon())
+    sliced = replace(muon, stage=3)
+    states.require_same_network(_build(sliced), replace(sliced, world_size=2), tmp_path)
+    assert "stage 3 on 1 ranks" in _refused(muon, sliced, tmp_path).what
     states.require_same_network(_build(muon), muon, tmp_path)
     error = _refused(muon, replace(muon, world_size=2, offload_optimizer="cpu"), tmp_path)
     assert error.what == (

@@ -124,7 +124,7 @@ def _root(folder: Path) -> Path:
         )
     if not folder.is_dir():
         raise CallError(
-            "there is no such folder",
+            "this is not a folder" if folder.exists() else "there is no such folder",
             where=str(folder),
             remedy="give a run's output folder, or the checkpoints folder in it",
         )

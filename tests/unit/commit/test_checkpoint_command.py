@@ -152,7 +152,7 @@ def test_folders_that_a_disk_or_a_person_has_spoilt(
     monkeypatch.setenv("COLUMNS", "40")
     assert main(["checkpoint", "list", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines[-5:]] == ["damaged"] * 5
+    assert [line.split()[-1] for line in lines[-6:]] == ["damaged"] * 6
     assert all(len(line) <= 40 for line in lines)
     assert main(["checkpoint", "verify", str(run)]) == 1
     out = capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_folders_that_a_disk_or_a_person_has_spoilt(
     assert "MANIFEST.json is missing: the checkpoint was never sealed" in out
     assert "MANIFEST.json is of step 3, the folder says 9" in out
     assert main(["checkpoint", "verify", str(root / "step-00000010")]) == 2
-    assert "error: there is no such folder" in capsys.readouterr().err
+    assert "error: this is not a folder" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_run_is_damaged(
@@ -186,3 +186,6 @@ def test_an_empty_folder_and_none(tmp_path: Path, capsys: pytest.CaptureFixture[
         error = capsys.readouterr().err
         assert "error: there is no such folder" in error
         assert "remedy: give a run's output folder" in error
+    (tmp_path / "file").write_text("")
+    assert main(["checkpoint", "list", str(tmp_path / "file")]) == 2
+    assert "error: this is not a folder" in capsys.readouterr().err

@@ -176,7 +176,7 @@ class StabilityConfig(Frozen):
     spike: SpikeConfig | None = None
     max_skips: Positive = 3
     max_rollbacks: Positive = 3
-    hang_timeout_s: Annotated[Real, Field(gt=0)] | None = 1200.0
+    hang_timeout_s: Annotated[Real, Field(ge=1, le=1e6)] | None = 1200.0
 
 
 class WandbConfig(Frozen):

@@ -22,6 +22,7 @@ def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
     yield from _reproducible(run)
     yield from _recompute(run)
     yield from _rollback(run)
+    yield from _idle_stability(run)
 
 
 def _length(run: Run) -> Iterator[Problem]:
@@ -175,6 +176,42 @@ def _rollback(run: Run) -> Iterator[Problem]:
                 "nothing to go back to",
                 "write checkpoint.every_steps, for instance 100",
             )
+
+
+def _idle_stability(run: Run) -> Iterator[Problem]:
+    """What is asked for and cannot happen in this run; a resume may make it longer."""
+    section, steps = run.stability, run.train.steps
+    if section.spike is not None and steps is not None and section.spike.window >= steps:
+        yield Problem(
+            "spike-window-too-long",
+            "warning",
+            "stability.spike.window",
+            f"no loss is judged before {section.spike.window} updates are made, and train.steps is "
+            f"{steps}",
+            "make the window smaller, or train longer",
+        )
+    every = run.checkpoint.every_steps
+    back = "rollback" in (section.nonfinite, section.spike and section.spike.then)
+    if back and every is not None and steps is not None and every >= steps:
+        yield Problem(
+            "rollback-too-late",
+            "warning",
+            "checkpoint.every_steps",
+            f"the first checkpoint that a rollback could go back to is that of step {every}, and "
+            f"train.steps is {steps}",
+            "save more often",
+        )
+    given = "nonfinite" in section.model_fields_set
+    bf16 = run.deepspeed.get("bf16")
+    if given and isinstance(bf16, dict) and bf16.get("check_grad_overflow") is False:
+        yield Problem(
+            "nonfinite-unchecked",
+            "warning",
+            "stability.nonfinite",
+            "bf16.check_grad_overflow is false: a gradient that is not finite is put into the "
+            "weights, and seen in the next loss",
+            "remove bf16.check_grad_overflow",
+        )
 
 
 def _groups(run: Run) -> Iterator[Problem]:

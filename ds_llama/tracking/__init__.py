@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,18 @@ __all__ = ["Row", "Tracker", "open_trackers"]
 
 
 def open_trackers(
-    run: Run, output: Path, *, total_steps: int, start_step: int = 0
+    run: Run, output: Path, *, total_steps: int, start_step: int = 0, goes_on: bool = False
 ) -> list[Tracker]:
     """The trackers that `run.tracking` asks for, started. To be called on rank 0 alone.
 
     `start_step` is the step that a resumed run has reached: rows later than it are made again.
+    `goes_on`: there are steps after it, so its row has nothing of what only the end of a run has.
     metrics.jsonl is always written, and first; when it cannot be, RunError. Any other tracker
     that breaks later is dropped with one warning. Raises MachineError for one that cannot work
     at all: TensorBoard that is not installed, W&B that is to be online without a login.
     """
     trackers: list[Tracker] = [
-        Guarded(tracker) for tracker in _wanted(run, total_steps, start_step)
+        Guarded(tracker) for tracker in _wanted(run, total_steps, start_step, goes_on)
     ]
     resolved = _resolved(run, output)
     started: list[Tracker] = []
@@ -41,10 +43,11 @@ def open_trackers(
     return trackers
 
 
-def _wanted(run: Run, total_steps: int, start_step: int) -> list[Tracker]:
+def _wanted(run: Run, total_steps: int, start_step: int, goes_on: bool) -> list[Tracker]:
     from ds_llama.tracking.jsonl import JsonlTracker
 
-    trackers: list[Tracker] = [JsonlTracker(start_step)]
+    amend = partial(_on_the_way, run) if goes_on else None
+    trackers: list[Tracker] = [JsonlTracker(start_step, amend)]
     if run.tracking.wandb is not None:
         from ds_llama.tracking.wandb import WandbTracker
 
@@ -59,6 +62,21 @@ def _wanted(run: Run, total_steps: int, start_step: int) -> list[Tracker]:
         # last: its live display is not to be torn by what the others announce
         trackers.append(ConsoleTracker(total_steps, start_step))
     return trackers
+
+
+def _on_the_way(run: Run, row: Row) -> Row | None:
+    """The row as a run that goes on after it writes it; None where it writes none."""
+    every = run.evaluation.every_steps
+    last = {key for key in row if key == "ended_early"}
+    if not every or row["step"] % every:
+        last |= {key for key in row if key.startswith("validation_")}
+    kept = {key: value for key, value in row.items() if key not in last}
+    if "nonfinite" in row:
+        kept["nonfinite"] = {k: v for k, v in row["nonfinite"].items() if k not in last}
+        if not kept["nonfinite"]:
+            del kept["nonfinite"]
+    logged = row["step"] % run.train.log_every_steps == 0 or "validation_loss" in kept
+    return kept if logged else None
 
 
 def _resolved(run: Run, output: Path) -> dict[str, Any]:

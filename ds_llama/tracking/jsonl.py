@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,13 +20,17 @@ FILE_NAME = "metrics.jsonl"
 NONFINITE = "nonfinite"
 
 
+Amend = Callable[[Row], Row | None]
+
+
 class JsonlTracker:
     """Appends rows to OUTPUT/metrics.jsonl, each flushed when written. Raises RunError."""
 
     name = FILE_NAME
 
-    def __init__(self, start_step: int = 0) -> None:
-        self._start_step = start_step
+    def __init__(self, start_step: int = 0, amend: Amend | None = None) -> None:
+        """`amend` is shown the row of `start_step`, and says what becomes of it."""
+        self._start_step, self._amend = start_step, amend
         self._file: IO[str] | None = None
         self._path = Path(FILE_NAME)
 
@@ -34,7 +39,7 @@ class JsonlTracker:
         self._path = output / FILE_NAME
         try:
             output.mkdir(parents=True, exist_ok=True)
-            self._open_after(self._start_step)
+            self._open_after(self._start_step, self._amend)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -66,8 +71,8 @@ class JsonlTracker:
         except OSError as error:
             raise self._failed(error) from error
 
-    def _open_after(self, step: int) -> None:
-        truncate_after(self._path, step)
+    def _open_after(self, step: int, amend: Amend | None = None) -> None:
+        truncate_after(self._path, step, amend)
         self._file = self._path.open("a", encoding="utf-8")
 
     def _failed(self, error: OSError) -> RunError:
@@ -96,9 +101,10 @@ def read_rows(path: Path) -> list[Row]:
         return [row for line in file if (row := _parse(line)) is not None]
 
 
-def truncate_after(path: Path, step: int) -> None:
+def truncate_after(path: Path, step: int, amend: Amend | None = None) -> None:
     """Drop rows later than `step`, and lines that are no row (a killed run tears its last one).
 
+    The row of `step` itself becomes what `amend` makes of it; None drops it too.
     The file is replaced as a whole or not at all, and untouched when there is nothing to drop.
     """
     if not path.exists():
@@ -106,7 +112,11 @@ def truncate_after(path: Path, step: int) -> None:
     with path.open("rb") as file:
         lines = file.readlines()
     kept = [line for line in lines if (row := _parse(line)) is not None and row["step"] <= step]
-    if len(kept) == len(lines):
+    if amend is not None and kept and (last := json.loads(kept[-1]))["step"] == step:
+        amended = amend(last)
+        if amended != last:
+            kept[-1:] = [] if amended is None else [json.dumps(amended).encode() + b"\n"]
+    if kept == lines:
         return
     staging = path.with_name(f".{path.name}.new")
     with staging.open("wb") as file:

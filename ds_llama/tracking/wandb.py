@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import netrc
 import os
 import sys
@@ -27,7 +28,8 @@ class WandbTracker:
 
     Without a mode: WANDB_MODE, else "online" when there is a login, else "offline", announced.
     The run's id is kept in OUTPUT/wandb_run_id, so that a resumed run goes on under the same id.
-    Raises MachineError when "online" is asked for and there is no login: the client would prompt.
+    Raises MachineError when wandb is not installed, and when "online" is asked for and there is no
+    login: the client would prompt.
     """
 
     name = "W&B"
@@ -37,6 +39,12 @@ class WandbTracker:
         self._run: Any = None
 
     def start(self, resolved: dict[str, Any], output: Path) -> None:
+        if importlib.util.find_spec("wandb") is None:
+            raise MachineError(
+                "W&B is asked for and wandb is not installed",
+                where="tracking.wandb",
+                remedy="pip install wandb, or set tracking.wandb to null",
+            )
         mode = self._mode()
         if mode == "online" and not has_login():
             raise MachineError(

@@ -190,6 +190,7 @@ def _start_trackers(job: Job) -> None:
         job.output,
         total_steps=job.state.total_steps,
         start_step=job.state.step,
+        goes_on=not job.state.finished,
     )
 
 

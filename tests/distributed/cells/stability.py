@@ -301,6 +301,23 @@ def a_resumed_run_has_the_same_metrics(folder: Path) -> None:
     assert len(state.losses.losses) == 4
 
 
+def a_raised_end_leaves_no_trace(folder: Path) -> None:
+    """3 steps, and then 5, have the rows of 5 at once: no validation where there is none then."""
+    prefix = shard(folder)
+    keys: dict[str, Any] = {
+        "data": {"train": prefix, "validation": prefix, "sequence_length": TOKENS},
+        "evaluation": {"max_batches": 2},
+        "optimizer": {"lr": 1e-3, "schedule": "constant"},
+    }
+    trained(folder / "whole", 5, **keys)
+    trained(folder / "raised", 3, **keys)
+    assert "validation_loss" in read(folder / "raised" / "metrics.jsonl")[-1]
+    trained(folder / "raised", 5, **keys)
+    whole, raised = (without_times(read(folder / n / "metrics.jsonl")) for n in ("whole", "raised"))
+    assert raised == whole
+    assert [row["step"] for row in raised if "validation_loss" in row] == [5]
+
+
 def stopped_on_one_rank(folder: Path) -> None:
     shared = _shared(folder)
     trained(shared / "whole", **WHOLE)
@@ -362,6 +379,7 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
     found["skips-spike"] = (alone, partial(skips, kind="spike", why="the loss ", per_step=2))
     found["stops"] = (alone, stops)
     found["continuity"] = (alone, a_resumed_run_has_the_same_metrics)
+    found["raised"] = (alone, a_raised_end_leaves_no_trace)
     found["worlds-saved"] = ((1,), stopped_on_one_rank)
     found["worlds-taken_up"] = (alone, resumed_on_two_ranks)
     return found

@@ -42,7 +42,8 @@ def test_it_is_written_out() -> None:
         ("nonfinite", "ignore"),
         ("spike.window", "1"),
         ("spike.deviations", "0"),
-        ("hang_timeout_s", "0"),
+        ("hang_timeout_s", "0.5"),
+        ("hang_timeout_s", "1e18"),
         ("max_skips", "0"),
     ],
 )
@@ -56,3 +57,24 @@ def test_a_rollback_needs_checkpoints(key: str) -> None:
     assert where == f"command line: {key}"
     assert what.startswith(f"{key} says to roll back, and checkpoint.every_steps is not given")
     load_run(TREE, f"{key}=rollback", "checkpoint.every_steps=5")
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "words"),
+    [
+        ("stability.spike.window=10", "stability.spike.window", "before 10 updates are made, and"),
+        ("checkpoint.every_steps=10", "checkpoint.every_steps", "that of step 10, and train.steps"),
+        (
+            "deepspeed.bf16.check_grad_overflow=false",
+            "stability.nonfinite",
+            "bf16.check_grad_overflow is false: a gradient that is not finite is put into the",
+        ),
+    ],
+)
+def test_what_cannot_happen_is_said(override: str, key: str, words: str) -> None:
+    tree = TREE | {"deepspeed": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}}
+    fine = ["stability.nonfinite=rollback", "stability.spike.window=9", "checkpoint.every_steps=9"]
+    keys = [problem.key for problem in resolve(load_run(tree, *fine), 1).problems]
+    [found] = [p for p in resolve(load_run(tree, *fine, override), 1).problems if p.key not in keys]
+    assert (found.key, found.severity) == (key, "warning")
+    assert words in found.message

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,34 @@ def test_rows_after_the_resumed_step_go(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
     open_trackers(_run(console=False), tmp_path, total_steps=5, start_step=2)[0].close("finished")
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("every", "log", "kept"),
+    [
+        (2, 3, {"validation_loss": None, "nonfinite": {"validation_loss": "nan"}}),
+        (3, 1, {}),
+        (None, 2, {}),
+        (3, 3, None),
+    ],
+)
+def test_a_run_that_goes_on_has_nothing_of_its_first_end(
+    tmp_path: Path, every: int | None, log: int, kept: dict[str, Any] | None
+) -> None:
+    """It measured and wrote more in step 4 than a run that goes on there."""
+    run = _run(console=False)
+    run.evaluation = SimpleNamespace(every_steps=every)
+    run.train = SimpleNamespace(log_every_steps=log)
+    path = tmp_path / "metrics.jsonl"
+    end = {"validation_loss": math.nan, "ended_early": True}
+    for goes_on in (False, True):
+        path.write_text(jsonl.to_line({"step": 3}) + jsonl.to_line({"step": 4, **end}))
+        tracker = open_trackers(run, tmp_path, total_steps=9, start_step=4, goes_on=goes_on)[0]
+        tracker.close("finished")
+        rows = jsonl.read_rows(path)
+        if not goes_on:
+            assert rows[1]["ended_early"]
+    assert rows == [{"step": 3}] + ([] if kept is None else [{"step": 4, **kept}])
 
 
 def test_a_tracker_that_breaks_is_dropped(

@@ -138,6 +138,14 @@ def test_online_without_a_login_is_an_error(tmp_path: Path) -> None:
     assert 'run "wandb login"' in caught.value.remedy
 
 
+def test_a_client_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="W&B is asked for and wandb is not installed") as caught:
+        WandbTracker(WandbConfig(mode="offline")).start({}, tmp_path)
+    assert caught.value.where == "tracking.wandb"
+    assert caught.value.remedy == "pip install wandb, or set tracking.wandb to null"
+
+
 @pytest.mark.usefixtures("no_login")
 def test_logins_that_the_client_would_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_login()

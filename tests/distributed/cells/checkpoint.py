@@ -227,6 +227,22 @@ def another_layout_goes_on(folder: Path) -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-3, err_msg=f"{source} {target}")
 
 
+def muon_goes_on_in_another_layout_of_stage_3(folder: Path) -> None:
+    """Its momentum is divided as the moments are there; at stages 1 and 2 it is not."""
+    section = {"optimizer": {"type": "Muon"}, "deepspeed": {"gradient_clipping": 0.0}}
+    engine = engine_for(folder, stage=3, precision="bf16", **section)
+    train(engine, 1, 2)
+    step = commit(engine, folder, 2)
+    expected = train(engine, 3, 4)
+    fresh = engine_for(folder, seed=1, precision="bf16", **LAYOUTS["3+optimizer"], **section)
+    resume(fresh, step, fresh.ds_llama.resolved)
+    losses = [[loss for loss, _ in found] for found in (train(fresh, 3, 4), expected)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    other = engine_for(folder, stage=2, precision="bf16", **section)
+    error = raised(lambda: resume(other, step, other.ds_llama.resolved))
+    assert "layout, which Muon's momentum goes by" in error.what, error
+
+
 def saved_for_other_worlds(folder: Path) -> None:
     resume_anywhere.saved(_shared(folder), "bf16", world.world_size(), resume_anywhere.SHORT)
 
@@ -308,6 +324,7 @@ def _cells() -> dict[str, tuple[tuple[int, ...], Callable[[Path], None]]]:
         )
     found["damage"] = (alone, damage_is_named_before_anything_is_loaded)
     found["another_layout"] = (alone, another_layout_goes_on)
+    found["another_layout-Muon"] = (alone, muon_goes_on_in_another_layout_of_stage_3)
     found["worlds-saved"] = ((1, 2), saved_for_other_worlds)
     found["worlds-taken_up"] = ((2, 4), other_worlds_are_taken_up)
     found["another_network"] = ((1,), another_network_is_refused)

@@ -150,9 +150,10 @@ def test_killed_interrupted_and_ended_a_run_goes_on_each_time(workspace: Workspa
     killed, newest = kill.curve(folder), kill.newest(folder / "checkpoints")
     assert newest is not None
     assert newest % 3 == 0
+    assert killed[-1][0] <= newest + 3
     assert not kill.damaged(folder / "checkpoints")
 
-    process = _start(workspace, run, name, "checkpoint.background=true", rows=killed[-1][0] + 1)
+    process = _start(workspace, run, name, "checkpoint.background=true", rows=newest + 5)
     err = _stop(process, signal.SIGINT)
     assert f"going on from step-{newest:08d}" in err
     assert kill.curve(folder)[: len(killed)] == killed  # made again from the checkpoint on
@@ -170,7 +171,7 @@ def test_killed_interrupted_and_ended_a_run_goes_on_each_time(workspace: Workspa
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
     assert kill.newest(folder / "checkpoints") == len(rows)
     assert f"step-{len(rows):08d} is saved: training stood still for" in err
-    assert any(row["checkpoint_pause_s"] > 0 for row in rows[last:])
+    assert any(row["checkpoint_pause_s"] > 0 for row in rows)
     assert not list(folder.glob("checkpoints/.staging-*"))
     _wait(lambda: not _processes_of(run), seconds=5)
 
@@ -273,7 +274,7 @@ def test_what_all_ranks_meet_is_one_message(workspace: Workspace) -> None:
     assert "frame #" not in result.stderr, result.stderr  # of a rank that asks a store that is gone
 
 
-def _wait(condition: object, seconds: float = 120, every: float = 0.1) -> None:
+def _wait(condition: object, seconds: float = 240, every: float = 0.1) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "it did not happen in time"

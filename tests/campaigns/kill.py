@@ -176,7 +176,7 @@ class Story:
             with suppress(psutil.Error):
                 process.kill()
         killed = time.monotonic()
-        launch.wait(limit_s=GONE_S)
+        launch.wait(launch.read_orphans, GONE_S)
         if launch.child.returncode == 0:
             # Whoever was killed had nothing left to do. What it says is done has to be done now,
             # and not by processes that it left behind.

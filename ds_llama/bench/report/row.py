@@ -1,0 +1,165 @@
+"""A row as the report reads it: shapes of what a benchmark writes, each checked when it is read.
+
+What a row does not say is None. Keys that are not named here are let pass: rows may grow.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+OK = "ok"
+OURS = "ds_llama"
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Step(_Read):
+    """Seconds of a step: over all measured steps, and the median of each launch."""
+
+    median: float = Field(gt=0)
+    p10: float
+    p90: float
+    steps: int
+    medians: list[float] = Field(min_length=1)
+
+
+class Side(_Read):
+    """Bytes of a rank, the largest over ranks; `terms` split the device's by what they are for."""
+
+    device_peak_bytes: int
+    device_steady_bytes: int
+    host_peak_bytes: int
+    peak_phase: str
+    steady_terms: dict[str, int] = {}
+    peak_terms: dict[str, int] = {}
+
+
+class Memory(_Read):
+    """By plan, by counting (None where nothing could be counted), and of the process."""
+
+    predicted: Side | None = None
+    measured: Side | None = None
+    process: dict[str, float | None] | None = None
+
+
+class Theory(_Read):
+    """What moved beside the paper's count; `gaps` names the cause of every byte between them."""
+
+    measured_bytes: float
+    paper_bytes: float
+    measured_volumes: float
+    paper_volumes: float
+    gaps: dict[str, float] = {}
+
+
+class Traffic(_Read):
+    """Bytes of a rank in a step."""
+
+    collectives: dict[str, float] = {}
+    calls: dict[str, float] = {}
+    volume_bytes: float | None = None
+    to_device_bytes: float = 0
+    to_host_bytes: float = 0
+    nvme_read_bytes: float = 0
+    nvme_write_bytes: float = 0
+    theory: Theory | None = None
+
+
+class Flops(_Read):
+    """Of a rank in a step; `hardware` counts what is computed twice twice."""
+
+    model: float
+    hardware: float
+    recomputed: float = 0
+
+
+class Peak(_Read):
+    """FLOP/s of a product of matrices: measured in the same launch, and the vendor's figure."""
+
+    measured: float = Field(gt=0)
+    vendor: float | None = None
+
+
+class Launch(_Read):
+    """One launch of a cell, raw."""
+
+    device: str | None = None
+    threads: int | None = None
+    matmul_flops: float | None = None
+
+
+class Measured(_Read):
+    """What a row has beyond its cell when the cell was measured."""
+
+    parameters: int
+    global_batch_size: int
+    tokens_per_step: float
+    tokens_per_s: float = Field(gt=0)
+    tokens_per_s_per_device: float
+    step_s: Step
+    data_wait_share: float | None = None
+    mfu: float | None = None
+    hfu: float | None = None
+    peak_flops: Peak | None = None
+    memory: Memory = Memory()
+    parts_s: dict[str, float] | None = None
+    traffic: Traffic | None = None
+    flops: Flops | None = None
+    losses: list[float | None] = []
+    grad_norms: list[float | None] = []
+    joules_per_token: float | None = None
+    start_s: float | None = None
+    repeats: list[Launch] = []
+    provenance: dict[str, Any] | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The peak on one device, by counting."""
+        return None if self.memory.measured is None else self.memory.measured.device_peak_bytes
+
+    @property
+    def device(self) -> str | None:
+        return self.repeats[-1].device if self.repeats else None
+
+
+class Cell(_Read):
+    """One cell of a case: what it is, and what came of it."""
+
+    key: str
+    program: str
+    model: str | dict[str, Any]
+    model_name: str
+    stage: int
+    offload: str
+    strategy: str
+    precision: str
+    recompute: bool
+    compile: bool
+    micro_batch_size: int
+    accumulation: int
+    sequence_length: int
+    world_size: int
+    status: str
+    reason: str | None = None
+    rule: str | None = None
+    measured: Measured | None = None
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.micro_batch_size * self.accumulation * self.world_size
+
+    @property
+    def program_name(self) -> str:
+        """ "hf_deepspeed" of "../peers/hf_deepspeed.py"."""
+        return self.program.rsplit("/", 1)[-1].removesuffix(".py")
+
+
+def parse(content: dict[str, Any]) -> Cell:
+    """The cell of a row. Raises pydantic's ValidationError."""
+    if content.get("status") != OK:
+        return Cell.model_validate({**content, "measured": None})
+    return Cell.model_validate({**content, "measured": Measured.model_validate(content)})

@@ -15,6 +15,7 @@ def test_everything_shipped_is_in_it(unpacked_wheel: Path, repository: Path) -> 
 
     wanted = shipped("ds_llama", "*.py", Path("ds_llama"))
     wanted |= shipped("ds_llama/config", "*.json", Path("ds_llama/config"))
+    wanted |= shipped("ds_llama/bench", "*.html", Path("ds_llama/bench"))
     wanted |= shipped("ds_configs", "*.json", Path("ds_llama/_ds_configs"))
     wanted |= {"ds_llama/_docs/lint.md", "ds_llama/py.typed", "ds_llama/_launch/quickstart.sh"}
     there = {

@@ -108,13 +108,12 @@ def _taken(group: Group, advice: Advice, take: Cell) -> str:
             for cell in group.cells
             if cell is not take and cell not in advice.wrong and _same_kind(cell, take)
         ]
-        lead = f", {mine.tokens_per_s / max(following):.2f} x the next" if following else ""
+        lead = f", {mine.tokens_per_s / max(following):.2f} x the next," if following else ""
         return f"Take {name}: the fastest at {_rate(mine)}{lead}{held}."
     others = [group.name(cell) for cell in advice.fastest if cell is not take]
     least = "" if _bytes(take) is None else ", and holds least of them"
     return (
-        f"Take {name}: {_rate(mine)}{held}; "
-        f"as fast as {listed(others)} within the spread of launches{least}."
+        f"Take {name}: {_rate(mine)}{held}; within the spread as fast as {listed(others)}{least}."
     )
 
 
@@ -122,8 +121,8 @@ def _cheaper(group: Group, take: Cell, cheapest: Cell) -> str:
     saved, share = 1 - _held(cheapest) / _held(take), _tokens(cheapest) / _tokens(take)
     return (
         f"If that does not fit, {group.name(cheapest)} holds least: "
-        f"{format_bytes(_held(cheapest))} ({saved:.0%} less) at {share:.2f} x the speed "
-        f"({_rate(speed(group.measured(cheapest)))})."
+        f"{format_bytes(_held(cheapest))} ({saved:.0%} less), at {share:.2f} x the speed: "
+        f"{_rate(speed(group.measured(cheapest)))}."
     )
 
 

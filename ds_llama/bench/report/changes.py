@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
-from ds_llama.bench.report.compare import SLOWER, UNSURE, Change, Comparison
+from ds_llama.bench.report.compare import FASTER, SAME, SLOWER, UNSURE, Change, Comparison
 from ds_llama.bench.report.document import Beyond, Block, Folded, Heading, Table, Text
-from ds_llama.bench.report.words import percent, signed
+from ds_llama.bench.report.words import counted, percent, signed
 
 
 def change_blocks(comparison: Comparison) -> Iterator[Block]:
@@ -32,16 +33,15 @@ def sentence(comparison: Comparison) -> str:
     """How many cells became faster and slower, and whether the machine did."""
     if not comparison.changes:
         return "No cell was measured in both folders."
-    counts: dict[str, int] = {}
-    for change in comparison.changes:
-        counts[change.verdict] = counts.get(change.verdict, 0) + 1
-    said = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
-    words = [f"{len(comparison.changes)} cells measured in both: {said}."]
+    counts = Counter(change.verdict for change in comparison.changes)
+    order = (SLOWER, FASTER, SAME, UNSURE)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in order if counts[verdict])
+    words = [f"{counted(len(comparison.changes), 'cell')} measured in both: {said}."]
     peaks = sorted(c.peak_flops for c in comparison.changes if c.peak_flops is not None)
     if peaks and abs(peaks[len(peaks) // 2]) >= 0.02:
         middle = signed(peaks[len(peaks) // 2])
         words.append(f"The machine's own product of matrices changed by {middle} (median).")
-    if counts.get(UNSURE):
+    if counts[UNSURE]:
         words.append("A cell needs two launches in both folders: ds-llama bench --repeats 3.")
     return " ".join(words)
 

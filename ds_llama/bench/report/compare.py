@@ -123,7 +123,7 @@ def _change(old: Cell, new: Cell, pooled: Noise | None, judged: int) -> Change:
         beyond = (1 - CONFIDENCE) / judged
         error = max(own, pooled.deviation) * sqrt(1 / launches[0] + 1 / launches[1])
         width = error * quantile(beyond, pooled.df)
-    peaks = before.peak_flops, after.peak_flops
+    peaks = [each.peak_flops.measured if each.peak_flops else None for each in (before, after)]
     return Change(
         new.key,
         full_name(new),
@@ -132,7 +132,7 @@ def _change(old: Cell, new: Cell, pooled: Noise | None, judged: int) -> Change:
         None if width is None else exp(min(change + width, 700)) - 1,
         launches,
         _ratio(before.memory_bytes, after.memory_bytes),
-        _ratio(*(peak and peak.measured for peak in peaks)),
+        _ratio(*peaks),
     )
 
 

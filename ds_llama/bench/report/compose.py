@@ -162,7 +162,8 @@ def _method(folder: Folder) -> Iterator[Block]:
             (
                 "Memory",
                 "live tensor bytes of a rank, the largest over ranks, counted at every allocation. "
-                "On a CPU device and host are one memory, told apart by what a GPU would hold.",
+                "A CPU has one memory: all of it is the device's, and what an offload would spare "
+                "a GPU is not seen there (ds-llama plan and simulate tell).",
             ),
             ("Phases", "three steps in which every collective and copy is waited for at once."),
         )
@@ -172,9 +173,8 @@ def _method(folder: Folder) -> Iterator[Block]:
 def _provenance(folder: Folder) -> Iterator[Block]:
     found: list[Mapping[str, Any]] = []
     for cell in folder.cells:
-        about = cell.measured.provenance if cell.measured else None
-        if about and about not in found:
-            found.append(about)
+        if cell.measured and cell.measured.provenance not in (None, *found):
+            found.append(cell.measured.provenance or {})
     if not found:
         return
     yield Heading("Provenance", anchor="provenance")

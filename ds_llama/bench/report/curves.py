@@ -24,8 +24,10 @@ from ds_llama.bench.report.words import counted
 from ds_llama.units import format_count
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
+Points = list[tuple[float, float]]
 _COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
 _HIGH = 3.4  # inches
 _NAMED = 10  # points: with more only those of the frontier have a name
@@ -48,13 +50,12 @@ def frontier(group: Group, advice: Advice, name: str) -> Picture | None:
         if front:
             axes.plot(*zip(*front, strict=True), color=QUIET, linewidth=1, linestyle="--", zorder=1)
         kinds = strategies(known)
-        order = list(dict.fromkeys(kinds))
-        handles: dict[str, object] = {}
+        order = sorted(set(kinds))
+        handles: dict[str, Artist] = {}
         for cell, kind in zip(known, kinds, strict=True):
             found, across = speed(group.measured(cell)), held[cell.key] / size
             colour = _COLOURS[order.index(kind) % len(_COLOURS)]
             axes.plot([across] * 2, [found.low, found.high], color=colour, linewidth=1)
-            marker = "*" if cell is advice.take else "o"
             (handles[kind],) = axes.plot(
                 across,
                 found.tokens_per_s,
@@ -64,49 +65,54 @@ def frontier(group: Group, advice: Advice, name: str) -> Picture | None:
                 markeredgewidth=0.6,
                 markersize=7,
             )
-            if marker == "*":
-                ring = {"markerfacecolor": "none", "markeredgewidth": 1.4, "markersize": 12}
-                axes.plot(across, found.tokens_per_s, "o", color=INK, **ring)
+            if cell is advice.take:
+                axes.plot(across, found.tokens_per_s, "o", color=INK, mfc="none", mew=1.4, ms=12)
         axes.set_ylim(0, max(speed(group.measured(c)).high for c in known) * 1.12)
         axes.margins(x=0.12)
         axes.set_xlabel(f"{unit} on one device, at the peak (less is better)")
         axes.set_ylabel("tokens/s (more is better)")
         axes.yaxis.set_major_formatter(lambda value, _: format_count(value))
         named = known if len(known) <= _NAMED else list(advice.frontier)
-        points = [(held[c.key] / size, group.measured(c).tokens_per_s) for c in named]
+        points, every = (
+            [(held[c.key] / size, group.measured(c).tokens_per_s) for c in each]
+            for each in (named, known)
+        )
         drawing.legend(figure, list(handles.values()), list(handles), 4)
         figure.draw_without_rendering()
-        _label(axes, points, [group.name(cell) for cell in named])
+        _label(axes, points, [group.name(cell) for cell in named], every)
         alt = f"Memory against throughput of {len(known)} cells"
         note = "Ringed: what to take. Dashed: no other cell is as fast with less memory."
         return drawing.finish(figure, name, "Memory and throughput", alt, note)
 
 
-def _label(axes: Axes, points: list[tuple[float, float]], names: list[str]) -> None:
-    """Names beside their points, towards the middle, moved up or down until none is on another."""
-    pixels = axes.transData.transform(points)
+def _label(axes: Axes, points: Points, names: list[str], every: Points) -> None:
+    """Names beside their points, towards the middle, where they cover no name and no point."""
+    scale = axes.figure.dpi / 72
     middle = sum(axes.get_window_extent().intervalx) / 2
-    scale = axes.figure.dpi / 72  # type: ignore[union-attr]
-    taken: list[tuple[float, float, float]] = []
-    for (across, up), point, name in sorted(
-        zip(pixels.tolist(), points, names, strict=True), key=lambda each: -each[0][1]
-    ):
-        right = across <= middle
-        wide = 5.2 * len(name) * scale
-        left = across + 9 * scale if right else across - 9 * scale - wide
-        down = up
-        while any(a < left + wide and left < b and abs(y - down) < 10 * scale for a, b, y in taken):
-            down -= scale
-        taken.append((left, left + wide, down))
+    spots = axes.transData.transform(every) / scale
+    taken = [(x - 4, x + 4, y) for x, y in spots.tolist()]
+    pixels = axes.transData.transform(points) / scale
+    for (across, up), point, name in zip(pixels.tolist(), points, names, strict=True):
+        right = across <= middle / scale
+        wide = 5.6 * len(name)
+        left = across + 9 if right else across - 9 - wide
+        ways = (sign * step for step in range(0, 60, 2) for sign in (1, -1))
+        shift = next((w for w in ways if _free(taken, left, left + wide, up + w)), 0)
+        taken.append((left, left + wide, up + shift))
         axes.annotate(
             name,
             point,
-            xytext=(9 if right else -9, (down - up) / scale),
+            xytext=(9 if right else -9, shift),
             textcoords="offset points",
             ha="left" if right else "right",
             va="center",
-            fontsize=8.5,
+            fontsize=9.5,
+            bbox={"boxstyle": "square,pad=0.05", "fc": drawing.PAPER, "ec": "none", "alpha": 0.7},
         )
+
+
+def _free(taken: list[tuple[float, float, float]], left: float, right: float, up: float) -> bool:
+    return not any(a < right and left < b and abs(y - up) < 10 for a, b, y in taken)
 
 
 def losses(group: Group, advice: Advice, name: str) -> Picture | None:
@@ -123,8 +129,8 @@ def losses(group: Group, advice: Advice, name: str) -> Picture | None:
         axes = figure.subplots()
         drawing.plain(axes, "both")
         kinds = strategies(known)
-        order = list(dict.fromkeys(kinds))
-        handles: dict[str, object] = {}
+        order = sorted(set(kinds))
+        handles: dict[str, Artist] = {}
         for cell, kind in zip(known, kinds, strict=True):
             values = [float("nan") if v is None else v for v in group.measured(cell).losses]
             steps = range(1, len(values) + 1)

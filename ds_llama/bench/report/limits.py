@@ -116,8 +116,8 @@ def simpler(group: Group, cell: Cell) -> Cell | None:
         ways = [{"offload": "none"}]
     else:
         ways = [{"stage": stage} for stage in range(cell.stage - 1, -1, -1)]
-    axes = ("program", "stage", "offload", "precision", "recompute", "compile")
-    axes += ("micro_batch_size", "accumulation", "world_size")
+    axes = ["program", "stage", "offload", "precision", "recompute", "compile"]
+    axes += ["micro_batch_size", "accumulation", "world_size"]
     for change in ways:
         strategy = {axis: getattr(cell, axis) for axis in axes} | change
         for other in group.cells:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ds_llama.bench.report import drawing
 from ds_llama.bench.report.advise import Advice, speed
@@ -25,6 +26,9 @@ from ds_llama.bench.report.table import Group
 from ds_llama.bench.report.words import counted
 from ds_llama.units import format_count
 
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+
 _TERMS = {
     "parameters": BLUE,
     "gradients": SKY,
@@ -45,6 +49,7 @@ _PARTS = {
     "host link": RED,
     "other": GREY,
 }
+_PLANNED = {"peak": ("o", BLUE), "at rest": ("s", ORANGE), "host peak": ("^", GREEN)}
 _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
@@ -69,7 +74,7 @@ def memory(group: Group, advice: Advice, name: str) -> Picture | None:
     largest = max(side.device_peak_bytes for _, side in known)
     most = max([largest, *(side.host_peak_bytes for _, side in known)])
     unit, size = unit_of(most)
-    hosts = any(side.host_peak_bytes > 0.05 * largest for _, side in known)
+    hosts = any(_has_host(side) for _, side in known)
     with drawing.style(name):
         figure, axes = drawing.bars(len(known), 0.45)
         height = 0.42 if hosts else 0.62
@@ -81,10 +86,10 @@ def memory(group: Group, advice: Advice, name: str) -> Picture | None:
                 colour = _TERMS.get(term, GREY)
                 axes.barh(place, width, height, left, color=colour, edgecolor=PAPER, linewidth=0.5)
                 left += width
-            planned = group.measured(cell).memory.predicted
+            planned = group.measured(cell).planned_peak_bytes
             if planned is not None:
                 ends = [place - 0.34, place + 0.34]
-                axes.plot([planned.device_peak_bytes / size] * 2, ends, color=INK, linewidth=1.6)
+                axes.plot([planned / size] * 2, ends, color=INK, linewidth=1.6)
             if side.device_peak_bytes / size > left * 1.005:
                 axes.plot(side.device_peak_bytes / size, place, "D", color=INK, markersize=3)
             if hosts:
@@ -93,10 +98,12 @@ def memory(group: Group, advice: Advice, name: str) -> Picture | None:
         axes.set_xlim(0, most / size * 1.04)
         axes.set_xlabel(f"{unit} on one device, at the peak of a step")
         held = [term for term in terms if any(side.peak_terms.get(term) for _, side in known)]
-        handles: list[object] = [Patch(color=_TERMS.get(term, GREY)) for term in held]
+        handles: list[Artist] = [Patch(color=_TERMS.get(term, GREY)) for term in held]
         handles += [Patch(color=QUIET)] if hosts else []
-        handles.append(Line2D([], [], color=INK, marker="|", linestyle="", markersize=9))
-        labels = [*held, *(["host (below)"] if hosts else []), "by plan"]
+        labels = [*held, *(["host (below)"] if hosts else [])]
+        if any(group.measured(cell).planned_peak_bytes for cell, _ in known):
+            handles.append(Line2D([], [], color=INK, marker="|", linestyle="", markersize=9))
+            labels.append("by plan")
         if any(side.device_peak_bytes > 1.005 * sum(side.peak_terms.values()) for _, side in known):
             handles.append(Line2D([], [], color=INK, marker="D", linestyle="", markersize=3))
             labels.append("peak of the start")
@@ -108,19 +115,11 @@ def memory(group: Group, advice: Advice, name: str) -> Picture | None:
 
 def predicted(group: Group, advice: Advice, name: str) -> Picture | None:
     """How far the plan is from what was counted; 0 is exact."""
-    kinds = {
-        "peak": ("device_peak_bytes", "o", BLUE),
-        "at rest": ("device_steady_bytes", "s", ORANGE),
-        "host peak": ("host_peak_bytes", "^", GREEN),
-    }
     found: dict[str, list[tuple[float, int]]] = {}
-    known = [(c, s, p) for c, s in _sides(group) if (p := group.measured(c).memory.predicted)]
-    for row, (_, side, planned) in enumerate(known):
-        for kind, (key, _, _) in kinds.items():
-            counted, said = getattr(side, key), getattr(planned, key)
-            # A host of a few batches says nothing of a plan.
-            if counted > 0.05 * side.device_peak_bytes:
-                found.setdefault(kind, []).append((100 * (said / counted - 1), row))
+    known = [(cell, side) for cell, side in _sides(group) if _plans(cell, side)]
+    for row, (cell, side) in enumerate(known):
+        for kind, gap in _plans(cell, side).items():
+            found.setdefault(kind, []).append((100 * gap, row))
     if not found:
         return None
     with drawing.style(name):
@@ -128,17 +127,43 @@ def predicted(group: Group, advice: Advice, name: str) -> Picture | None:
         axes.axvline(0, color=QUIET, linewidth=1)
         handles = []
         for kind, points in found.items():
-            _, marker, colour = kinds[kind]
+            marker, colour = _PLANNED[kind]
             across, down = zip(*points, strict=True)
-            shape = {"markeredgecolor": PAPER, "markeredgewidth": 0.6, "markersize": 6.5}
-            handles += axes.plot(across, down, marker, color=colour, **shape)
-        drawing.rows_down(axes, [group.name(cell) for cell, _, _ in known])
+            handles += axes.plot(
+                across,
+                down,
+                marker,
+                color=colour,
+                markeredgecolor=PAPER,
+                markeredgewidth=0.6,
+                markersize=6.5,
+            )
+        drawing.rows_down(axes, [group.name(cell) for cell, _ in known])
         worst = max(abs(gap) for points in found.values() for gap, _ in points)
         axes.set_xlim(-1.15 * max(worst, 1), 1.15 * max(worst, 1))
         axes.set_xlabel("predicted beyond measured, %")
         drawing.legend(figure, handles, list(found), 3)
         alt = f"Predicted against measured memory: at most {worst:.2g}% apart"
         return drawing.finish(figure, name, "Predicted against measured", alt)
+
+
+def _plans(cell: Cell, side: Side) -> dict[str, float]:
+    """How far the plan is beyond what was counted, by kind; 0.01 is 1%."""
+    measured = cell.measured
+    assert measured is not None
+    both = {
+        "peak": (measured.planned_peak_bytes, side.device_peak_bytes),
+        "at rest": (measured.planned_steady_bytes, side.device_steady_bytes),
+    }
+    plan = measured.memory.predicted
+    if plan is not None and _has_host(side):
+        both["host peak"] = plan.host_peak_bytes, side.host_peak_bytes
+    return {k: said / counted - 1 for k, (said, counted) in both.items() if said and counted}
+
+
+def _has_host(side: Side) -> bool:
+    """Whether the host holds more than a few batches."""
+    return side.host_peak_bytes > 0.05 * side.device_peak_bytes
 
 
 def throughput(group: Group, advice: Advice, name: str) -> Picture | None:
@@ -157,13 +182,13 @@ def throughput(group: Group, advice: Advice, name: str) -> Picture | None:
             each = [measured.tokens_per_step / median for median in measured.step_s.medians]
             axes.plot(each, [row] * len(each), ".", color=INK, markersize=4)
             end = max(found.high, found.tokens_per_s) + 0.015 * most
-            axes.text(end, row, format_count(found.tokens_per_s), va="center", fontsize=8.5)
+            axes.text(end, row, format_count(found.tokens_per_s), va="center", fontsize=9.5)
         drawing.rows_down(axes, [group.name(cell) for cell in group.cells])
         axes.set_xlim(0, most * 1.14)
         axes.set_xlabel("tokens/s of all ranks together")
         axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
         alt = f"Throughput of {counted(len(group.cells), 'cell')}"
-        note = "Darker: what to take. A dot is a launch; where there is one, the line is its steps."
+        note = "Darker: what to take. A dot is a launch; of a single one the line is its steps."
         return drawing.finish(figure, name, "Throughput by stage", alt, note)
 
 
@@ -193,11 +218,11 @@ def phases(group: Group, advice: Advice, name: str) -> Picture | None:
         drawing.rows_down(axes, [group.name(cell) for cell in known])
         axes.set_xlim(left=0)
         axes.set_xlabel("milliseconds of a step, each part waited for")
-        handles: list[object] = [Patch(color=_PARTS.get(part, GREY)) for part in parts]
+        handles: list[Artist] = [Patch(color=_PARTS.get(part, GREY)) for part in parts]
         handles.append(Line2D([], [], color=INK, marker="|", linestyle="", markersize=9))
         drawing.legend(figure, handles, [*parts, "a step as it runs"], 4)
         alt = f"The parts of a step of {counted(len(known), 'cell')}"
-        note = "Where the bar is longer than the mark, parts overlap in a step that is not watched."
+        note = "In a step as it runs parts overlap, and no time is spent on watching."
         return drawing.finish(figure, name, "Step phases", alt, note)
 
 

@@ -33,13 +33,19 @@ class Side(_Read):
     device_peak_bytes: int
     device_steady_bytes: int
     host_peak_bytes: int
+    total_peak_bytes: int | None = None
+    total_steady_bytes: int | None = None
     peak_phase: str
     steady_terms: dict[str, int] = {}
     peak_terms: dict[str, int] = {}
 
 
 class Memory(_Read):
-    """By plan, by counting (None where nothing could be counted), and of the process."""
+    """By plan, by counting (None where nothing could be counted), and of the process.
+
+    A CPU has one memory, and all that is counted there is the device's; the plan is of a GPU, with
+    device and host apart, and what it says of a CPU is its total.
+    """
 
     predicted: Side | None = None
     measured: Side | None = None
@@ -122,6 +128,22 @@ class Measured(_Read):
         return None if self.memory.measured is None else self.memory.measured.device_peak_bytes
 
     @property
+    def planned_peak_bytes(self) -> int | None:
+        """What the plan says of `memory_bytes`."""
+        plan = self.memory.predicted
+        if plan is None:
+            return None
+        return plan.total_peak_bytes if self.device == "cpu" else plan.device_peak_bytes
+
+    @property
+    def planned_steady_bytes(self) -> int | None:
+        """The same for what stays between two steps."""
+        plan = self.memory.predicted
+        if plan is None:
+            return None
+        return plan.total_steady_bytes if self.device == "cpu" else plan.device_steady_bytes
+
+    @property
     def device(self) -> str | None:
         return self.repeats[-1].device if self.repeats else None
 
@@ -143,6 +165,7 @@ class Cell(_Read):
     accumulation: int
     sequence_length: int
     world_size: int
+    name: str | None = None
     status: str
     reason: str | None = None
     rule: str | None = None
@@ -154,8 +177,8 @@ class Cell(_Read):
 
     @property
     def program_name(self) -> str:
-        """ "hf_deepspeed" of "../peers/hf_deepspeed.py"."""
-        return self.program.rsplit("/", 1)[-1].removesuffix(".py")
+        """ "huggingface:compiled" of "../peers/huggingface.py:compiled"."""
+        return self.program.rsplit("/", 1)[-1].replace(".py", "")
 
 
 def parse(content: dict[str, Any]) -> Cell:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ds_llama.bench.report.row import OURS, Cell, Measured
 
 # What a cell's name is made of beside its strategy, where the cells of a group differ in it.
-_WORDS = {
+_WORDS: Mapping[str, Callable[[Cell], str]] = {
     "program": lambda cell: cell.program_name,
     "precision": lambda cell: cell.precision,
     "recompute": lambda cell: "recompute" if cell.recompute else "",
@@ -35,6 +35,7 @@ class Limits:
     grad_norm: float
 
 
+PARITY = ("first loss", "last loss", "grad norm")
 # Between two cells of fp32, where only the order of sums differs; and where either is half.
 EXACT, HALF = Limits(1e-4, 1e-3, 1e-2), Limits(5e-3, 2e-2, 1e-1)
 
@@ -100,12 +101,11 @@ def groups(cells: Sequence[Cell], reference: Mapping[str, Any]) -> list[Group]:
 
 def full_name(cell: Cell) -> str:
     """A cell in words without what is usual, where no group has said the rest."""
-    words = [cell.strategy, cell.precision]
-    words += [word for word in ("recompute", "compile") if getattr(cell, word)]
-    words.append(f"{cell.model_name} {cell.micro_batch_size} x {cell.sequence_length}")
-    words += [f"x {cell.accumulation}"] if cell.accumulation > 1 else []
-    words.append(f"on {cell.world_size}")
-    return " ".join([*([] if cell.program == OURS else [cell.program_name]), *words])
+    if cell.name is not None:
+        return cell.name
+    sizes = f"{cell.model_name} {cell.micro_batch_size} x {cell.sequence_length}"
+    words = ["program", "precision", "recompute", "compile", "world_size"]
+    return f"{_name(cell, words[cell.program == OURS :])}, {sizes}"
 
 
 def parity(cell: Cell, reference: Cell) -> Parity:
@@ -120,11 +120,10 @@ def parity(cell: Cell, reference: Cell) -> Parity:
     each = [gap for a, b in pairs if (gap := _relative(a, b)) is not None]
     norm = max(each, key=_size) if each else None
     limits = EXACT if cell.precision == reference.precision == "fp32" else HALF
-    found = {"first loss": first, "last loss": last, "grad norm": norm}
     bounds = (limits.first_loss, limits.last_loss, limits.grad_norm)
     over = [
         name
-        for (name, gap), bound in zip(found.items(), bounds, strict=True)
+        for name, gap, bound in zip(PARITY, (first, last, norm), bounds, strict=True)
         if gap is not None and not abs(gap) <= bound  # NaN is beyond every bound
     ]
     return Parity(first, last, norm, tuple(over))
@@ -151,7 +150,7 @@ def _group(cells: list[Cell], reference: Mapping[str, Any]) -> Group:
         cells[0].global_batch_size,
         measured,
         tuple(cell for cell in cells if cell.measured is None),
-        (wanted or list(measured) or [None])[0],
+        next(iter([*wanted, *measured]), None),
         {cell.key: _name(cell, varying) for cell in cells},
         ", ".join(word for word in shared if word != OURS),
     )
@@ -164,4 +163,7 @@ def _name(cell: Cell, varying: Sequence[str]) -> str:
 
 
 def _is(cell: Cell, wanted: Mapping[str, Any]) -> bool:
-    return all(getattr(cell, name, None) == value for name, value in wanted.items())
+    named = {"model": cell.model_name}
+    return all(
+        value in (getattr(cell, axis, None), named.get(axis)) for axis, value in wanted.items()
+    )

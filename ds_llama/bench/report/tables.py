@@ -15,7 +15,7 @@ from ds_llama.bench.report.document import (
     without_empty_columns,
 )
 from ds_llama.bench.report.row import Cell, Measured
-from ds_llama.bench.report.table import EXACT, HALF, Group, Limits
+from ds_llama.bench.report.table import EXACT, HALF, PARITY, Group, Limits
 from ds_llama.bench.report.words import NOT_MEASURED, listed, percent, signed
 from ds_llama.units import format_bytes
 
@@ -71,25 +71,24 @@ def speeds(group: Group, advice: Advice) -> Table:
 def parity_blocks(group: Group) -> Iterator[Block]:
     """Each cell's losses and norms beside the reference's."""
     assert group.reference is not None
-    rows = []
+    steps = min(len(group.measured(cell).losses) for cell in group.cells)
+    rows = list[tuple[str, ...]]()
     for cell in group.cells:
-        measured, gap = group.measured(cell), group.parity(cell)
-        losses = [_loss(measured.losses, 0), _loss(measured.losses, -1)]
+        losses, gap = group.measured(cell).losses, group.parity(cell)
+        first, last = (_loss(losses[index] if steps else None) for index in (0, steps - 1))
         if gap is None:
-            rows.append((group.name(cell), losses[0], "reference", losses[1], "", ""))
+            rows.append((group.name(cell), first, "reference", last, "", ""))
             continue
-        gaps = {
-            "first loss": gap.first_loss,
-            "last loss": gap.last_loss,
-            "grad norm": gap.grad_norm,
-        }
-        first, last, norm = (
+        gaps = (gap.first_loss, gap.last_loss, gap.grad_norm)
+        said = [
             Beyond(signed(value)) if name in gap.beyond else signed(value)
-            for name, value in gaps.items()
-        )
-        rows.append((group.name(cell), losses[0], first, losses[1], last, norm))
-    head = ("cell", "first loss", "to ref.", "last loss", "to ref.", "grad norms to ref.")
-    yield Table(head, tuple(rows))
+            for name, value in zip(PARITY, gaps, strict=True)
+        ]
+        rows.append((group.name(cell), first, said[0], last, *said[1:]))
+    last = f"loss at step {steps}"
+    yield Table(
+        ("cell", "first loss", "to ref.", last, "to ref.", "grad norms to ref."), tuple(rows)
+    )
     yield Text(
         f"Reference: {group.name(group.reference)}. Marked are a first loss, a last loss and the "
         f"norm of any step's gradient that are more than {_bounds(HALF)} away from it; "
@@ -114,7 +113,9 @@ def traffic_blocks(group: Group) -> Iterator[Block]:
         if theory is not None:
             volumes = f"{theory.measured_volumes:.3g}", f"{theory.paper_volumes:.3g}"
             for cause, bytes_ in theory.gaps.items():
-                gaps.setdefault(cause, []).append(f"{group.name(cell)} {format_bytes(bytes_)}")
+                sign = "+" if bytes_ > 0 else ""
+                said = f"{group.name(cell)} {sign}{format_bytes(bytes_)}"
+                gaps.setdefault(cause, []).append(said)
         both = [moved.to_device_bytes + moved.to_host_bytes]
         both.append(moved.nvme_read_bytes + moved.nvme_write_bytes)
         calls = str(round(sum(moved.calls.values()))) if moved.calls else _DASH
@@ -125,10 +126,9 @@ def traffic_blocks(group: Group) -> Iterator[Block]:
     yield Heading("What a rank moves in a step", 3)
     head = ("cell", "collectives", "calls", "volumes", "by the paper", "host link", "NVMe")
     yield without_empty_columns(Table(head, tuple(rows)), (_DASH, "0 B"))
-    yield Text("A volume: the bytes of all parameters once.", "note")
-    if gaps:
-        yield Text("What is between a cell's and the paper's:", "note")
-        yield Items(tuple((cause, listed(cells)) for cause, cells in gaps.items()))
+    more = " What a cell moves beyond the paper's count, and why:" if gaps else ""
+    yield Text(f"A volume: the bytes of all parameters once.{more}", "note")
+    yield Items(tuple((listed(cells), cause) for cause, cells in gaps.items()))
 
 
 def size(found: float | None) -> str:
@@ -156,12 +156,10 @@ def _side(measured: Measured, name: str) -> int | None:
 
 
 def _planned(cell: Cell, measured: Measured) -> str:
-    planned, counted = measured.memory.predicted, measured.memory.measured
+    planned, counted = measured.planned_peak_bytes, measured.memory_bytes
     if planned is None:
         return _DASH
-    if counted is None or not counted.device_peak_bytes:
-        return size(planned.device_peak_bytes)
-    return signed(planned.device_peak_bytes / counted.device_peak_bytes - 1)
+    return signed(planned / counted - 1) if counted else size(planned)
 
 
 def _process(cell: Cell, measured: Measured) -> str:
@@ -174,6 +172,5 @@ def _joules(value: float | None) -> str:
     return _DASH if value is None else f"{value:.3g}"
 
 
-def _loss(losses: Sequence[float | None], index: int) -> str:
-    value = losses[index] if losses else None
+def _loss(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.4f}"

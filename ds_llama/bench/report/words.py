@@ -14,7 +14,7 @@ def percent(share: float) -> str:
 
 
 def signed(change: float | None) -> str:
-    """A relative change, with its sign: "+3.1%", "-12%", "+0.002%"; "0" for none at all."""
+    """A relative change, with its sign: "+3.1%", "-12%"; "0" for none at all."""
     if change is None:
         return NOT_MEASURED
     if change != change:
@@ -22,9 +22,7 @@ def signed(change: float | None) -> str:
     if change == 0:
         return "0"
     digits = f"{change * 100:+.2g}" if abs(change) < 0.1 else f"{change * 100:+.0f}"
-    if "e" in digits:
-        digits = f"{change * 100:+.0e}"
-    return f"{digits}%"
+    return f"{digits}%" if "e" not in digits else "under 0.0001%"
 
 
 def listed(names: Sequence[str]) -> str:

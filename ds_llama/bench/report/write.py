@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def _group(group: Group, advice: Advice) -> dict[str, Any]:
                 "tokens_per_s_range": [pace.low, pace.high],
                 "device_peak_bytes": found.memory_bytes,
                 "mfu": found.mfu,
-                "parity": gap and {key: getattr(gap, key) for key in keys},
+                "parity": gap and {key: _finite(getattr(gap, key)) for key in keys},
                 "beyond": list(gap.beyond) if gap else [],
                 "limit": " ".join(limits.sentences(group, cell)),
             }
@@ -97,3 +98,8 @@ def _group(group: Group, advice: Advice) -> dict[str, Any]:
 
 def _names(group: Group, cells: Sequence[Any]) -> list[str]:
     return [group.name(cell) for cell in cells]
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return value if value is None or math.isfinite(value) else None

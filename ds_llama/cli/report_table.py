@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ds_llama.bench.report.advise import Advice
     from ds_llama.bench.report.compare import Comparison
-    from ds_llama.bench.report.table import Group, Parity
+    from ds_llama.bench.report.groups import Group, Parity
     from ds_llama.bench.report.write import Report
 
 _WIDE = 100
@@ -92,7 +92,7 @@ def _text(group: Group, advice: Advice, dropped: tuple[str, ...]) -> list[list[s
 
 def _worst(gap: Parity) -> str:
     """The first difference that is beyond its limit, else that of the last loss."""
-    from ds_llama.bench.report.table import PARITY
+    from ds_llama.bench.report.groups import PARITY
     from ds_llama.bench.report.words import signed
 
     each = dict(zip(PARITY, (gap.first_loss, gap.last_loss, gap.grad_norm), strict=True))

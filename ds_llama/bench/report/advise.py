@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ds_llama.bench.report.groups import Group
 from ds_llama.bench.report.row import OURS, Cell, Measured
-from ds_llama.bench.report.table import Group
 from ds_llama.bench.report.words import listed
 from ds_llama.units import format_bytes
 
@@ -94,7 +94,7 @@ def sentences(group: Group, advice: Advice) -> list[str]:
     if (cheapest := advice.cheapest) is not None and len(group.cells) > 1:
         much = _held(cheapest) < (1 - _WORTH) * _held(take)
         said.append(_cheaper(group, take, cheapest) if much else "None of the others holds less.")
-    return [*said, *_left_out(group, advice)]
+    return [*said, *_peers(group, take), *_left_out(group, advice)]
 
 
 def _taken(group: Group, advice: Advice, take: Cell) -> str:
@@ -126,17 +126,34 @@ def _cheaper(group: Group, take: Cell, cheapest: Cell) -> str:
     )
 
 
-def _left_out(group: Group, advice: Advice) -> list[str]:
+def _peers(group: Group, take: Cell) -> list[str]:
+    """How the other programs' cells stand beside what is taken, the fastest first."""
     said = []
+    for cell in sorted(group.cells, key=lambda cell: -_tokens(cell)):
+        if _same_kind(cell, take):
+            continue
+        beside = f"{group.name(cell)} {_tokens(cell) / _tokens(take):.2f} x the speed"
+        if _bytes(cell) is not None and _bytes(take):
+            beside += f" and {_held(cell) / _held(take):.2f} x the memory"
+        gap = group.parity(cell)
+        beside += f" ({listed(gap.beyond)} not the reference's)" if gap and gap.beyond else ""
+        said.append(beside)
+    return [f"Beside it: {'; '.join(said)}."] if said else []
+
+
+def _left_out(group: Group, advice: Advice) -> list[str]:
+    """The cells that train something else, once for each kind of difference."""
+    kinds: dict[tuple[str, ...], list[str]] = {}
     for cell in advice.wrong:
         gap = group.parity(cell)
         assert gap is not None
-        assert group.reference is not None
-        said.append(
-            f"{group.name(cell)} is left out: its {listed(gap.beyond)} is not that of the "
-            f"reference, {group.name(group.reference)}."
-        )
-    return said
+        kinds.setdefault(gap.beyond, []).append(group.name(cell))
+    assert group.reference is not None
+    wanted = f"that of the reference, {group.name(group.reference)}"
+    return [
+        f"Left out: {listed(names)}, whose {listed(what)} is not {wanted}."
+        for what, names in kinds.items()
+    ]
 
 
 def _rate(found: Speed) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ds_llama.bench.report import limits
+from ds_llama.bench.report.groups import Group
 from ds_llama.bench.report.row import Cell
-from ds_llama.bench.report.table import Group
 
 _CELL = (
     *("key", "program", "model_name", "strategy", "stage", "offload", "precision", "recompute"),

@@ -15,9 +15,9 @@ from math import exp, fsum, log, sqrt
 from typing import Any
 
 from ds_llama.bench.report.folder import Folder
+from ds_llama.bench.report.groups import full_name
 from ds_llama.bench.report.row import Cell, Measured
 from ds_llama.bench.report.student import quantile
-from ds_llama.bench.report.table import full_name
 
 CONFIDENCE = 0.95
 FASTER, SLOWER, SAME, UNSURE = "faster", "slower", "no difference seen", "too few launches"

@@ -20,9 +20,9 @@ from ds_llama.bench.report.document import (
     Text,
 )
 from ds_llama.bench.report.folder import Folder
+from ds_llama.bench.report.groups import Group, full_name
 from ds_llama.bench.report.plots import pictures
 from ds_llama.bench.report.row import Cell
-from ds_llama.bench.report.table import Group, full_name
 from ds_llama.bench.report.words import counted, rate
 from ds_llama.units import format_bytes
 
@@ -38,6 +38,8 @@ def document(
     blocks: list[Block] = list(_head(folder, measured))
     if comparison is not None:
         blocks += change_blocks(comparison)
+    if (scaling := tables.ranks(folder.cells)) is not None:
+        blocks += [Heading("More ranks", anchor="ranks"), scaling]
     for group, advice in measured:
         blocks += _group(group, advice, "" if len(measured) == 1 else f"-{group.slug}")
     blocks += _failed([cell for group, _ in found for cell in group.failed])

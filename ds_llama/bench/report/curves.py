@@ -18,8 +18,8 @@ from ds_llama.bench.report.drawing import (
     SKY,
     Picture,
 )
+from ds_llama.bench.report.groups import Group
 from ds_llama.bench.report.plots import strategies, unit_of
-from ds_llama.bench.report.table import Group
 from ds_llama.bench.report.words import counted
 from ds_llama.units import format_count
 
@@ -77,7 +77,7 @@ def frontier(group: Group, advice: Advice, name: str) -> Picture | None:
             [(held[c.key] / size, group.measured(c).tokens_per_s) for c in each]
             for each in (named, known)
         )
-        drawing.legend(figure, list(handles.values()), list(handles), 4)
+        drawing.legend(figure, dict(sorted(handles.items())))
         figure.draw_without_rendering()
         _label(axes, points, [group.name(cell) for cell in named], every)
         alt = f"Memory against throughput of {len(known)} cells"
@@ -136,12 +136,14 @@ def losses(group: Group, advice: Advice, name: str) -> Picture | None:
             steps = range(1, len(values) + 1)
             colour = RED if cell in wrong else _COLOURS[order.index(kind) % 5]
             width = 2.6 if cell is group.reference else 1.2
-            label = group.name(cell) if cell in wrong else kind
+            label = kind
+            if cell in wrong:
+                label = group.name(cell) if len(wrong) < 4 else "not the reference's"
             (handles[label],) = axes.plot(steps, values, color=colour, linewidth=width, alpha=0.85)
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        drawing.legend(figure, list(handles.values()), list(handles), 4)
+        drawing.legend(figure, dict(sorted(handles.items())))
         alt = f"Losses of {counted(len(known), 'cell')}, {len(wrong)} not the reference's"
         note = "The thick line is the reference. Where there is one line, all cells lie on it."
         return drawing.finish(figure, name, "Losses", alt, note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ds_llama.bench.report.drawing import Picture
 
@@ -40,13 +40,14 @@ class Beyond(str):
 class Table:
     """Text to the left in the first `left` columns, numbers to the right in the others.
 
-    `marked` rows are the recommended ones.
+    `marked` rows are the recommended ones. `links`: an anchor for each row, or nothing.
     """
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     left: int = 1
     marked: frozenset[int] = frozenset()
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,4 +84,4 @@ def without_empty_columns(table: Table, nothing: Sequence[str] = ("",)) -> Table
         if index < table.left or any(row[index] not in nothing for row in table.rows)
     ]
     rows = tuple(tuple(row[index] for index in kept) for row in table.rows)
-    return Table(tuple(table.head[index] for index in kept), rows, table.left, table.marked)
+    return replace(table, head=tuple(table.head[index] for index in kept), rows=rows)

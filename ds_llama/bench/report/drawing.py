@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
@@ -39,6 +39,7 @@ VARIABLES = {
 }
 WIDTH = 5.0  # inches: a phone shows it at about 1 pixel a point, so its text is legible there
 ROW = 0.28
+_LETTER = 5.6  # points, of small print
 _W3 = "http://www.w3.org"
 
 
@@ -105,13 +106,14 @@ def rows_down(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
-def legend(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], columns: int) -> None:
-    """Under the figure, where it covers nothing."""
+def legend(figure: Figure, found: Mapping[str, Artist]) -> None:
+    """Under the figure, where it covers nothing, in as many columns as there is room for."""
+    widest = max(_LETTER * len(label) for label in found) + 28
     figure.legend(
-        handles,
-        labels,
+        found.values(),
+        found.keys(),
         loc="outside lower center",
-        ncols=min(columns, max(1, len(labels))),
+        ncols=max(1, min(4, len(found), int(72 * WIDTH / widest))),
         handlelength=1.2,
         handleheight=0.9,
         columnspacing=1.1,

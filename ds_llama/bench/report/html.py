@@ -68,16 +68,16 @@ def _table(table: Table) -> str:
 
 
 def _row(table: Table, number: int) -> str:
-    values = "".join(
-        f"<{_tag(index)}{_side(table, index, value)}>{escape(value)}</{_tag(index).split()[0]}>"
-        for index, value in enumerate(table.rows[number])
-    )
+    values = []
+    for index, value in enumerate(table.rows[number]):
+        shown = escape(value)
+        if table.links and not index:
+            shown = f'<a href="#{escape(table.links[number])}">{shown}</a>'
+        tag, kind = "td" if index else "th", _side(table, index, value)
+        scope = "" if index else ' scope="row"'
+        values.append(f"<{tag}{scope}{kind}>{shown}</{tag}>")
     kind = ' class="take"' if number in table.marked else ""
-    return f"<tr{kind}>{values}</tr>"
-
-
-def _tag(index: int) -> str:
-    return "td" if index else 'th scope="row"'
+    return f"<tr{kind}>{''.join(values)}</tr>"
 
 
 def _side(table: Table, index: int, value: str = "") -> str:

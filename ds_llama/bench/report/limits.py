@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ds_llama.bench.report.advise import speed
+from ds_llama.bench.report.groups import Group
 from ds_llama.bench.report.row import Cell, Measured
-from ds_llama.bench.report.table import Group
 from ds_llama.bench.report.words import percent
 from ds_llama.units import format_bytes
 

@@ -21,8 +21,8 @@ from ds_llama.bench.report.drawing import (
     YELLOW,
     Picture,
 )
+from ds_llama.bench.report.groups import Group
 from ds_llama.bench.report.row import Cell, Side
-from ds_llama.bench.report.table import Group
 from ds_llama.bench.report.words import counted
 from ds_llama.units import format_count
 
@@ -67,7 +67,6 @@ def memory(group: Group, advice: Advice, name: str) -> Picture | None:
     known = [(cell, side) for cell, side in _sides(group) if side.peak_terms]
     if not known:
         return None
-    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     terms = dict.fromkeys(term for _, side in known for term in side.peak_terms)
@@ -96,21 +95,19 @@ def memory(group: Group, advice: Advice, name: str) -> Picture | None:
                 axes.barh(row + 0.26, side.host_peak_bytes / size, 0.2, color=QUIET)
         drawing.rows_down(axes, [group.name(cell) for cell, _ in known])
         axes.set_xlim(0, most / size * 1.04)
-        axes.set_xlabel(f"{unit} on one device, at the peak of a step")
+        axes.set_xlabel(f"{unit} on one device")
         held = [term for term in terms if any(side.peak_terms.get(term) for _, side in known)]
-        handles: list[Artist] = [Patch(color=_TERMS.get(term, GREY)) for term in held]
-        handles += [Patch(color=QUIET)] if hosts else []
-        labels = [*held, *(["host (below)"] if hosts else [])]
+        marks: dict[str, Artist] = {t: Patch(color=_TERMS.get(t, GREY)) for t in held}
+        if hosts:
+            marks["host (below)"] = Patch(color=QUIET)
         if any(group.measured(cell).planned_peak_bytes for cell, _ in known):
-            handles.append(Line2D([], [], color=INK, marker="|", linestyle="", markersize=9))
-            labels.append("by plan")
+            marks["by plan"] = _mark("|", 9)
         if any(side.device_peak_bytes > 1.005 * sum(side.peak_terms.values()) for _, side in known):
-            handles.append(Line2D([], [], color=INK, marker="D", linestyle="", markersize=3))
-            labels.append("peak of the start")
-        drawing.legend(figure, handles, labels, 4)
+            marks["peak of the start"] = _mark("D", 3)
+        drawing.legend(figure, marks)
         most_held = f"at most {largest / size:.3g} {unit}"
         alt = f"Memory of {counted(len(known), 'cell')}, stacked by category, {most_held}"
-        return drawing.finish(figure, name, "Memory by stage", alt)
+        return drawing.finish(figure, name, "Memory by stage", alt, "At the peak of a step.")
 
 
 def predicted(group: Group, advice: Advice, name: str) -> Picture | None:
@@ -125,24 +122,17 @@ def predicted(group: Group, advice: Advice, name: str) -> Picture | None:
     with drawing.style(name):
         figure, axes = drawing.bars(len(known), 0.25)
         axes.axvline(0, color=QUIET, linewidth=1)
-        handles = []
+        marks: dict[str, Artist] = {}
         for kind, points in found.items():
             marker, colour = _PLANNED[kind]
             across, down = zip(*points, strict=True)
-            handles += axes.plot(
-                across,
-                down,
-                marker,
-                color=colour,
-                markeredgecolor=PAPER,
-                markeredgewidth=0.6,
-                markersize=6.5,
-            )
+            (line,) = axes.plot(across, down, marker, color=colour, mec=PAPER, mew=0.6, ms=6.5)
+            marks[kind] = line
         drawing.rows_down(axes, [group.name(cell) for cell, _ in known])
         worst = max(abs(gap) for points in found.values() for gap, _ in points)
         axes.set_xlim(-1.15 * max(worst, 1), 1.15 * max(worst, 1))
-        axes.set_xlabel("predicted beyond measured, %")
-        drawing.legend(figure, handles, list(found), 3)
+        axes.set_xlabel("predicted to measured, %")
+        drawing.legend(figure, marks)
         alt = f"Predicted against measured memory: at most {worst:.2g}% apart"
         return drawing.finish(figure, name, "Predicted against measured", alt)
 
@@ -185,7 +175,7 @@ def throughput(group: Group, advice: Advice, name: str) -> Picture | None:
             axes.text(end, row, format_count(found.tokens_per_s), va="center", fontsize=9.5)
         drawing.rows_down(axes, [group.name(cell) for cell in group.cells])
         axes.set_xlim(0, most * 1.14)
-        axes.set_xlabel("tokens/s of all ranks together")
+        axes.set_xlabel("tokens/s of all ranks")
         axes.xaxis.set_major_formatter(lambda value, _: format_count(value))
         alt = f"Throughput of {counted(len(group.cells), 'cell')}"
         note = "Darker: what to take. A dot is a launch; of a single one the line is its steps."
@@ -197,7 +187,6 @@ def phases(group: Group, advice: Advice, name: str) -> Picture | None:
     known = [cell for cell in group.cells if group.measured(cell).parts_s]
     if not known:
         return None
-    from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     split = {cell.key: group.measured(cell).parts_s or {} for cell in known}
@@ -217,13 +206,18 @@ def phases(group: Group, advice: Advice, name: str) -> Picture | None:
             axes.plot([real] * 2, [row - 0.4, row + 0.4], color=INK, linewidth=1.6)
         drawing.rows_down(axes, [group.name(cell) for cell in known])
         axes.set_xlim(left=0)
-        axes.set_xlabel("milliseconds of a step, each part waited for")
-        handles: list[Artist] = [Patch(color=_PARTS.get(part, GREY)) for part in parts]
-        handles.append(Line2D([], [], color=INK, marker="|", linestyle="", markersize=9))
-        drawing.legend(figure, handles, [*parts, "a step as it runs"], 4)
+        axes.set_xlabel("ms, each part alone")
+        marks: dict[str, Artist] = {p: Patch(color=_PARTS.get(p, GREY)) for p in parts}
+        drawing.legend(figure, marks | {"a step as it runs": _mark("|", 9)})
         alt = f"The parts of a step of {counted(len(known), 'cell')}"
         note = "In a step as it runs parts overlap, and no time is spent on watching."
         return drawing.finish(figure, name, "Step phases", alt, note)
+
+
+def _mark(shape: str, size: float) -> Artist:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=INK, marker=shape, linestyle="", markersize=size)
 
 
 def unit_of(largest: float) -> tuple[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 
 from ds_llama.bench.report.advise import Advice, speed
@@ -14,12 +15,16 @@ from ds_llama.bench.report.document import (
     Text,
     without_empty_columns,
 )
+from ds_llama.bench.report.groups import EXACT, HALF, PARITY, Group, Limits, full_name
 from ds_llama.bench.report.row import Cell, Measured
-from ds_llama.bench.report.table import EXACT, HALF, PARITY, Group, Limits
 from ds_llama.bench.report.words import NOT_MEASURED, listed, percent, signed
 from ds_llama.units import format_bytes
 
 _DASH = "-"
+_ALIKE = {
+    *("program", "model", "stage", "offload", "precision", "recompute", "compile"),
+    *("micro_batch_size", "accumulation", "sequence_length"),
+}
 
 
 def overview(found: Sequence[tuple[Group, Advice]]) -> Table:
@@ -39,7 +44,38 @@ def overview(found: Sequence[tuple[Group, Advice]]) -> Table:
             )
         )
     head = ("work", "take", "tokens/s", "peak", "holds least", "peak", "tokens/s")
-    return Table(head, tuple(rows), 2)
+    return Table(head, tuple(rows), 2, links=tuple(group.slug for group, _ in found))
+
+
+def ranks(cells: Sequence[Cell]) -> Table | None:
+    """Cells that differ in their number of ranks only, each beside the one with the fewest."""
+    alike: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.measured is not None:
+            axes = cell.model_dump(include=_ALIKE)
+            alike.setdefault(json.dumps(axes, sort_keys=True), []).append(cell)
+    rows = list[tuple[str, ...]]()
+    for each in alike.values():
+        each.sort(key=lambda cell: cell.world_size)
+        rows += [_ranks(cell, each[0]) for cell in each if len(each) > 1]
+    head = ("cell", "ranks", "tokens/s", "a device", "of the fewest's", "ranks a core")
+    return without_empty_columns(Table(head, tuple(rows)), (_DASH,)) if rows else None
+
+
+def _ranks(cell: Cell, fewest: Cell) -> tuple[str, ...]:
+    mine, base = cell.measured, fewest.measured
+    assert mine is not None
+    assert base is not None
+    cores = (mine.provenance or {}).get("cores") if mine.device == "cpu" else None
+    crowd = cell.world_size / cores if cores else 0
+    return (
+        full_name(cell).removesuffix(f" on {cell.world_size}"),
+        str(cell.world_size),
+        f"{mine.tokens_per_s:,.0f}",
+        f"{mine.tokens_per_s_per_device:,.0f}",
+        percent(mine.tokens_per_s_per_device / base.tokens_per_s_per_device),
+        f"{crowd:g}" if crowd > 1 else _DASH,
+    )
 
 
 def speeds(group: Group, advice: Advice) -> Table:

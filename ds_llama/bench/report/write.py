@@ -12,7 +12,7 @@ from ds_llama.bench.report import advise, columns, compose, html, limits, markdo
 from ds_llama.bench.report.advise import Advice
 from ds_llama.bench.report.compare import Comparison, compare
 from ds_llama.bench.report.folder import Folder, read_folder
-from ds_llama.bench.report.table import Group, groups
+from ds_llama.bench.report.groups import Group, groups
 
 HTML, MARKDOWN, CSV = "report.html", "report.md", "rows.csv"
 

@@ -114,7 +114,7 @@ def test_narrow_terminals_lose_columns_not_cells(folders: tuple[str, str]) -> No
 
     from ds_llama.bench.report.advise import advise
     from ds_llama.bench.report.folder import read_folder
-    from ds_llama.bench.report.table import groups
+    from ds_llama.bench.report.groups import groups
     from ds_llama.cli.report_table import fitting
 
     (group,) = groups(read_folder(Path(folders[0])).cells, {})

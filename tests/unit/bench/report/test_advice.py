@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_llama.bench.report import advise, limits
+from ds_llama.bench.report.groups import Group, groups
 from ds_llama.bench.report.row import parse
-from ds_llama.bench.report.table import Group, groups
+from ds_llama.bench.report.tables import ranks
 from tests.unit.bench.report.conftest import Row, changed, measured_rows, real_rows, timed
 
 ROWS = {row["strategy"] + " " + row["precision"]: row for row in measured_rows()[::-1]}
@@ -44,6 +45,12 @@ def test_groups_are_of_the_same_work() -> None:
     assert first.shared == "micro 2, accumulate 1, 2 ranks"
 
 
+def test_groups_of_one_name_have_files_of_their_own() -> None:
+    models = [{"hidden_size": size} for size in (8, 16, 32)]
+    found = groups([parse(changed(ZERO2, str(m), model=m, model_name="h")) for m in models], {})
+    assert [group.slug for group in found] == ["h-4x128", "h-4x128-2", "h-4x128-3"]
+
+
 def test_the_faster_is_taken_and_the_cheaper_named() -> None:
     words = said([holding(ZERO1, [0.1, 0.102], 2**30), holding(ZERO3, [0.2, 0.204], 2**29)])
     assert words.startswith("Take zero1: the fastest at ")
@@ -64,8 +71,8 @@ def test_a_fast_wrong_cell_is_left_out() -> None:
     right = holding(ZERO1, [0.1, 0.1], 2**30)
     words = said([right, wrong])
     assert words.startswith("Take zero1")
-    assert "zero3 is left out: its first loss is not that of the reference, zero1." in words
-    assert "left out" not in said([right, holding(ZERO3, [0.01, 0.01], 2**20)])
+    assert "Left out: zero3, whose first loss is not that of the reference, zero1." in words
+    assert "Left out" not in said([right, holding(ZERO3, [0.01, 0.01], 2**20)])
 
 
 @pytest.mark.parametrize("value", [float("nan"), None])
@@ -89,7 +96,23 @@ def test_a_peer_is_not_recommended() -> None:
     peer = changed(timed(ZERO2, [1e-3, 1e-3], "peer"), program="peers/huggingface.py:compiled")
     group = group_of([ZERO2, peer])
     assert advise.advise(group).take is group.cells[0]
-    assert set(group.names.values()) == {"ds_llama zero2", "huggingface:compiled zero2"}
+    assert set(group.names.values()) == {"ds_llama", "huggingface:compiled"}
+    assert group.shared.startswith("zero2, bf16")
+    words = said([ZERO2, peer])
+    assert f"huggingface:compiled {4 * 127 / 1e-3 / ZERO2['tokens_per_s']:.2f} x the speed" in words
+    assert "and 1.00 x the memory." in words
+    names = group_of([ZERO2, peer, changed(ZERO3, "3")]).names.values()
+    assert "huggingface:compiled zero2" in names
+
+
+def test_more_ranks_are_beside_the_fewest() -> None:
+    rate = ZERO2["tokens_per_s_per_device"]
+    four = changed(ZERO2, "four", world_size=4, tokens_per_s_per_device=rate * 0.8)
+    table = ranks([parse(row) for row in (four, ZERO3, ZERO2)])
+    assert table is not None
+    assert [(row[1], row[4]) for row in table.rows] == [("2", "100%"), ("4", "80%")]
+    assert table.rows[1][-1] == "2"  # ranks a core
+    assert ranks([parse(row) for row in (ZERO2, ZERO3)]) is None
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.integers(1, 8)), min_size=1, max_size=12))

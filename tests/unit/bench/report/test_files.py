@@ -79,6 +79,9 @@ def test_the_page_is_whole_and_loads_nothing(real_folder: Path) -> None:
     assert not {"script", "link", "iframe"} & set(page.tags)
     assert not re.search(r"@import|url\((?!#)", text)
     assert "None" not in page.text
+    anchors = re.findall(r'<a href="#([^"]+)"', text)
+    assert len(anchors) == 2
+    assert set(anchors) <= set(page.ids)
     drawn = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
     assert len(drawn) == 11
     for svg in drawn:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ds_llama.bench.report.row import OURS, Cell, Measured
@@ -55,7 +55,10 @@ class Parity:
 
 @dataclass(frozen=True)
 class Group:
-    """Cells of the same work. `cells` are the measured ones, `failed` the others."""
+    """Cells of the same work. `cells` are the measured ones, `failed` the others.
+
+    shared: what all of them are, in words. slug: part of the names of files, no two groups' equal.
+    """
 
     model_name: str
     sequence_length: int
@@ -64,17 +67,12 @@ class Group:
     failed: tuple[Cell, ...]
     reference: Cell | None
     names: Mapping[str, str] = field(repr=False)
-    shared: str = ""
+    shared: str
+    slug: str
 
     @property
     def title(self) -> str:
         return f"{self.model_name}, {self.global_batch_size} x {self.sequence_length} tokens a step"
-
-    @property
-    def slug(self) -> str:
-        """Part of a file's name."""
-        words = f"{self.model_name}-{self.global_batch_size}x{self.sequence_length}"
-        return re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")
 
     def name(self, cell: Cell) -> str:
         return self.names[cell.key]
@@ -96,7 +94,12 @@ def groups(cells: Sequence[Cell], reference: Mapping[str, Any]) -> list[Group]:
     for cell in cells:
         sizes = (cell.model, cell.sequence_length, cell.global_batch_size)
         found.setdefault(json.dumps(sizes, sort_keys=True), []).append(cell)
-    return [_group(each, reference) for each in found.values()]
+    made = list[Group]()
+    for each in found.values():
+        group = _group(each, reference)
+        twins = sum(other.slug.startswith(group.slug) for other in made)
+        made.append(replace(group, slug=f"{group.slug}-{twins + 1}") if twins else group)
+    return made
 
 
 def full_name(cell: Cell) -> str:
@@ -144,6 +147,9 @@ def _group(cells: list[Cell], reference: Mapping[str, Any]) -> Group:
     wanted = [cell for cell in measured if _is(cell, reference)]
     varying = [axis for axis in _WORDS if len({getattr(cell, axis) for cell in cells}) > 1]
     shared = [word for axis in _WORDS if axis not in varying and (word := _WORDS[axis](cells[0]))]
+    # Of FSDP or DDP beside ZeRO a stage says nothing where all have the same.
+    alike = "program" in varying and len({cell.strategy for cell in cells}) == 1
+    shared = [cells[0].strategy, *shared] if alike else shared
     return Group(
         cells[0].model_name,
         cells[0].sequence_length,
@@ -151,15 +157,22 @@ def _group(cells: list[Cell], reference: Mapping[str, Any]) -> Group:
         measured,
         tuple(cell for cell in cells if cell.measured is None),
         next(iter([*wanted, *measured]), None),
-        {cell.key: _name(cell, varying) for cell in cells},
+        {cell.key: _name(cell, varying, not alike) for cell in cells},
         ", ".join(word for word in shared if word != OURS),
+        _slug(cells[0]),
     )
 
 
-def _name(cell: Cell, varying: Sequence[str]) -> str:
+def _slug(cell: Cell) -> str:
+    words = f"{cell.model_name}-{cell.global_batch_size}x{cell.sequence_length}"
+    return re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-")
+
+
+def _name(cell: Cell, varying: Sequence[str], strategy: bool = True) -> str:
+    """The program if it varies, the strategy, and the other words."""
     words = [_WORDS[axis](cell) for axis in varying]
     programs = [words.pop(0)] if "program" in varying else []
-    return " ".join(word for word in [*programs, cell.strategy, *words] if word)
+    return " ".join(word for word in [*programs, cell.strategy * strategy, *words] if word)
 
 
 def _is(cell: Cell, wanted: Mapping[str, Any]) -> bool:

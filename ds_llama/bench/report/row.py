@@ -5,7 +5,7 @@ What a row does not say is None. Keys that are not named here are let pass: rows
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,8 +13,12 @@ OK = "ok"
 OURS = "ds_llama"
 
 
+# A loss that is not finite is a result like any other.
+AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
+
+
 class _Read(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Step(_Read):
@@ -24,7 +28,7 @@ class Step(_Read):
     p10: float
     p90: float
     steps: int
-    medians: list[float] = Field(min_length=1)
+    medians: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
 
 
 class Side(_Read):
@@ -103,7 +107,7 @@ class Measured(_Read):
 
     parameters: int
     global_batch_size: int
-    tokens_per_step: float
+    tokens_per_step: float = Field(gt=0)
     tokens_per_s: float = Field(gt=0)
     tokens_per_s_per_device: float
     step_s: Step
@@ -115,8 +119,8 @@ class Measured(_Read):
     parts_s: dict[str, float] | None = None
     traffic: Traffic | None = None
     flops: Flops | None = None
-    losses: list[float | None] = []
-    grad_norms: list[float | None] = []
+    losses: list[AnyFloat | None] = []
+    grad_norms: list[AnyFloat | None] = []
     joules_per_token: float | None = None
     start_s: float | None = None
     repeats: list[Launch] = []

@@ -21,7 +21,7 @@ _WORDS: Mapping[str, Callable[[Cell], str]] = {
     "recompute": lambda cell: "recompute" if cell.recompute else "",
     "compile": lambda cell: "compile" if cell.compile else "",
     "micro_batch_size": lambda cell: f"micro {cell.micro_batch_size}",
-    "accumulation": lambda cell: f"accumulate {cell.accumulation}",
+    "accumulation": lambda cell: f"accumulate {cell.accumulation}" if cell.accumulation > 1 else "",
     "world_size": lambda cell: "1 rank" if cell.world_size == 1 else f"{cell.world_size} ranks",
 }
 

@@ -42,7 +42,7 @@ def test_groups_are_of_the_same_work() -> None:
     assert second.reference is second.cells[0]  # the case's is not in it
     assert len(first.failed) == 3
     assert len(set(first.names.values())) == len(first.names)
-    assert first.shared == "micro 2, accumulate 1, 2 ranks"
+    assert first.shared == "micro 2, 2 ranks"
 
 
 def test_groups_of_one_name_have_files_of_their_own() -> None:

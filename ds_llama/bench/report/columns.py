@@ -61,5 +61,6 @@ def _line(group: Group, cell: Cell) -> dict[str, Any]:
     theory = measured.traffic and measured.traffic.theory
     found["collective_bytes"] = measured.traffic and measured.traffic.volume_bytes
     found["paper_bytes"] = theory and theory.paper_bytes
+    found["deepspeed_hash"] = (measured.config or {}).get("deepspeed_hash")
     found["limit"] = " ".join(limits.sentences(group, cell))
     return found

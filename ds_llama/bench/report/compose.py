@@ -23,7 +23,7 @@ from ds_llama.bench.report.folder import Folder
 from ds_llama.bench.report.groups import Group, full_name
 from ds_llama.bench.report.plots import pictures
 from ds_llama.bench.report.row import Cell
-from ds_llama.bench.report.words import counted, rate
+from ds_llama.bench.report.words import counted, listed, rate
 from ds_llama.units import format_bytes
 
 _NEITHER = "No cell was measured; the reasons are below."
@@ -134,6 +134,8 @@ def _failed(cells: Sequence[Cell]) -> Iterator[Block]:
             yield Folded(f"which {len(each)}", (filled,))
 
 
+# Of a row's config; the rest is a run's whole JSON.
+_CONFIG = ("seed", "threads", "affinity")
 _STATUS = {
     "refused": "refused",
     "oom": "out of memory",
@@ -147,6 +149,8 @@ def _method(folder: Folder) -> Iterator[Block]:
     launches = [len(cell.measured.step_s.medians) for cell in folder.cells if cell.measured]
     few, many = min(launches), max(launches)
     times = counted(few, "launch", "launches") if few == many else f"{few} to {many} launches"
+    counters = {n: None for c in folder.cells if c.measured for n in c.measured.joules_of}
+    energy = [("Energy", f"of the whole machine: {listed([*counters])}.")] if counters else []
     yield Items(
         (
             (
@@ -167,21 +171,29 @@ def _method(folder: Folder) -> Iterator[Block]:
                 "A CPU has one memory: all of it is the device's, and what an offload would spare "
                 "a GPU is not seen there (ds-llama plan and simulate tell).",
             ),
-            ("Phases", "three steps in which every collective and copy is waited for at once."),
+            ("Phases", "further steps, in which every collective and copy is waited for at once."),
+            *energy,
         )
     )
 
 
 def _provenance(folder: Folder) -> Iterator[Block]:
-    found: list[Mapping[str, Any]] = []
+    """What the rows say of where they were made; where they differ, every value."""
+    found: dict[str, dict[str, None]] = {}
     for cell in folder.cells:
-        if cell.measured and cell.measured.provenance not in (None, *found):
-            found.append(cell.measured.provenance or {})
-    if not found:
-        return
-    yield Heading("Provenance", anchor="provenance")
-    for about in found:
-        yield Items(tuple((key, _value(key, value)) for key, value in about.items()))
+        if cell.measured is None:
+            continue
+        config = cell.measured.config or {}
+        about = {
+            **(cell.measured.provenance or {}),
+            **{k: config[k] for k in _CONFIG if k in config},
+        }
+        for key, value in about.items():
+            found.setdefault(key, {})[_value(key, value)] = None
+    if found:
+        yield Heading("Provenance", anchor="provenance")
+        items = ((key.removesuffix("_bytes"), "; ".join(each)) for key, each in found.items())
+        yield Items(tuple(items))
 
 
 def _value(key: str, value: Any) -> str:

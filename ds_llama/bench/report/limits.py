@@ -24,7 +24,13 @@ _PHRASES = {
     "other": "what is in no part",
 }
 _MOST_OF_THE_PEAK = 0.6
-_WORTH_SAYING, _WAITING, _UNSTEADY = 0.1, 0.01, 0.1
+_WORTH_SAYING, _WAITING, _UNSTEADY, _NEAR = 0.1, 0.01, 0.1, 0.01
+_PHASES = {
+    "construct": "construction",
+    "initialise": "initialisation",
+    "first": "the first update",
+    "step": "the update",
+}
 _CATEGORIES = {
     "parameters": "weights",
     "master": "fp32 master weights",
@@ -70,11 +76,11 @@ def _time(measured: Measured) -> Iterator[str]:
     at = "" if peak is None else f", at {percent(peak)} of the GEMM peak"
     if first == COMPUTE:
         kind = "matrix products" if peak and peak >= _MOST_OF_THE_PEAK else COMPUTE
-        words = f"Limited by {kind}: {percent(found[first])} of a step"
+        words = f"Limited by {kind}: {percent(found[first])} of a step taken apart"
         words = words.replace(":", f": {COMPUTE} take", 1) if kind != COMPUTE else words
         yield f"{words}{at}{_then(rest)}."
     else:
-        yield f"Limited by {first}: {percent(found[first])} of a step{_then(rest)}."
+        yield f"Limited by {first}: {percent(found[first])} of a step taken apart{_then(rest)}."
     again = measured.flops
     if again is not None and again.recomputed / again.hardware >= _WORTH_SAYING:
         yield f"{again.recomputed / again.hardware:.0%} of its FLOPs are recomputation."
@@ -131,10 +137,11 @@ def _memory(measured: Measured) -> Iterator[str]:
     if side is None:
         yield "Its memory was not measured."
         return
-    words = f"Memory peaks in {side.peak_phase}: {format_bytes(side.device_peak_bytes)}"
+    phase = _PHASES.get(side.peak_phase, side.peak_phase)
+    words = f"Memory peaks in {phase}: {format_bytes(side.device_peak_bytes)}"
     total = sum(side.peak_terms.values())
-    # The split is of the largest phase of a step; the peak of a start has none.
-    if not total or side.peak_phase in ("construct", "initialise"):
+    # The split may be of another moment than the peak.
+    if not total or abs(total / side.device_peak_bytes - 1) > _NEAR:
         yield f"{words}."
         return
     name = max(side.peak_terms, key=lambda term: side.peak_terms[term])

@@ -122,8 +122,10 @@ class Measured(_Read):
     losses: list[AnyFloat | None] = []
     grad_norms: list[AnyFloat | None] = []
     joules_per_token: float | None = None
+    joules_of: list[str] = []
     start_s: float | None = None
     repeats: list[Launch] = []
+    config: dict[str, Any] | None = None
     provenance: dict[str, Any] | None = None
 
     @property

@@ -147,13 +147,15 @@ def test_what_takes_longest_is_the_limit() -> None:
     busy = changed(busy, peak_flops={"measured": flops / 0.6 / 0.8, "vendor": None})
     words = limit_of(busy)
     assert words.startswith(
-        "Limited by matrix products: forward and backward take 60% of a step, at 80% of the "
-        "GEMM peak; gathering weights 28%, the optimizer's step 12%."
+        "Limited by matrix products: forward and backward take 60% of a step taken apart, at "
+        "80% of the GEMM peak; gathering weights 28%, the optimizer's step 12%."
     )
     idle = changed(busy, peak_flops={"measured": flops / 0.6 / 0.03, "vendor": None})
-    assert "Limited by forward and backward: 60% of a step, at 3% of the" in limit_of(idle)
+    assert "Limited by forward and backward: 60% of a step taken apart, at 3% of" in limit_of(idle)
     words = limit_of(parts(ZERO2, forward=0.1, backward=0.1, reduce=0.7, host_link=0.1))
-    assert words.startswith("Limited by reducing gradients: 70% of a step; forward and backward")
+    assert words.startswith(
+        "Limited by reducing gradients: 70% of a step taken apart; forward and backward"
+    )
 
 
 def test_the_step_from_a_simpler_cell_is_said() -> None:
@@ -173,7 +175,9 @@ def test_doubts_are_said() -> None:
     words = limit_of(timed(changed(ZERO2, data_wait_share=0.04), [0.1, 0.15]))
     assert "4% of its time it waits for data." in words
     assert "Its launches are 40% apart" in words
-    assert "Memory peaks in" in words
+    assert "Memory peaks in forward: 2.52 MiB, " in words
+    early = changed(ZERO2, memory__measured__peak_phase="first", **{SIZE: 2**30})
+    assert "Memory peaks in the first update: 1 GiB." in limit_of(early)
 
 
 def test_what_was_not_measured_is_said() -> None:

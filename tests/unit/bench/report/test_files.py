@@ -175,8 +175,14 @@ def blind(row: Row) -> Row:
 
 
 def test_what_was_not_measured_is_no_number(folder: Write) -> None:
-    report = make(path := folder([blind(row) for row in measured_rows()[:1]]))
-    assert "Its memory was not measured." in (path / "report.md").read_text()
+    row = blind(measured_rows()[0])
+    row |= {"config": {"seed": 7, "affinity": [[0], [1]], "deepspeed_hash": "abc"}}
+    report = make(path := folder([row | {"joules_of": ["package-0", "gpu0"]}]))
+    text = (path / "report.md").read_text()
+    assert "Its memory was not measured." in text
+    assert "- **Energy**: of the whole machine: package-0 and gpu0." in text
+    assert "- **seed**: 7" in text
+    assert ",abc," in (path / "rows.csv").read_text()
     assert {file.stem for file in report.files if file.suffix == ".png"} == {
         "throughput",
         "phases",

@@ -7,8 +7,8 @@ The same initial weights, data, optimizer (AdamW, fused, the same groups), clipp
 Half precision is what each way calls mixed precision:
 
     deepspeed   the resolved JSON as it is: half weights, fp32 masters
-    fsdp2       fp32 weights in shards, gathered and reduced in half precision; gathered again in
-                the backward pass at stage 3 (`reshard_after_forward`), kept at stages 1 and 2
+    fsdp2       fp32 weights in shards, gathered and reduced in half precision; blocks gathered
+                again in the backward pass at stage 3 (`reshard_after_forward`), kept at 1 and 2
     ddp         fp32 weights and gradients on every rank, computed under autocast
 
 `compile` compiles what each way's own documentation says: `engine.compile()`, every block before
@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ds_llama.config.resolve import Resolved
 from ds_llama.measure import accounting
@@ -46,7 +46,8 @@ def open_program(resolved: Resolved, options: dict[str, Any], way: str) -> Any:
 def model_of(resolved: Resolved, dtype: torch.dtype) -> LlamaForCausalLM:
     """Hugging Face's model with the weights that the run starts from."""
     config = LlamaConfig(**resolved.model.to_hf(), use_cache=False)
-    model = LlamaForCausalLM(config).to(dtype)
+    # Not `.to(dtype)` after it, which would round the rotary frequencies.
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.load_state_dict(construct.build(resolved, how="plain").state_dict())
     return model.train().to(world.device())
 
@@ -145,7 +146,8 @@ class _FSDP2(_Torch):
                 if compiled:
                     block.compile()
                 fully_shard(block, mp_policy=mixed, reshard_after_forward=again)
-            fully_shard(self.model, mp_policy=mixed, reshard_after_forward=again)
+            # Its own default for a root is to keep it: the backward pass begins with it.
+            fully_shard(self.model, mp_policy=mixed, reshard_after_forward=False)
             self._prepare(resolved, self.model)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -164,7 +166,7 @@ class _DDP(_Torch):
         if compiled:
             model.compile()
         with accounting.phase("initialise"):
-            self.model = DistributedDataParallel(model)
+            self.model = DistributedDataParallel(model, gradient_as_bucket_view=True)
             self._prepare(resolved, model)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:

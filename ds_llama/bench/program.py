@@ -64,7 +64,14 @@ def open_program(name: str, resolved: Resolved, options: dict[str, Any]) -> Prog
     if spec is None or spec.loader is None or not path.exists():
         raise _no_program(path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        raise CallError(
+            f"needs {error.name}, which is not installed",
+            where=str(path),
+            remedy="install it as the file says, or leave out its cells by --only",
+        ) from error
     found = getattr(module, "open_program", None)
     if found is None:
         raise _no_program(path)

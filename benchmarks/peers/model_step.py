@@ -1,11 +1,13 @@
 """One forward and backward pass of our model and of Hugging Face's, side by side.
 
-    python benchmarks/peers/model_step.py [--threads 2] [--repeats 9] [--layers 8] [--json]
+    python benchmarks/peers/model_step.py [--hidden 512 1024] [--vocabulary 32000 128256]
+        [--length 512 2048] [--layers 4] [--threads 1] [--repeats 5] [--json]
 
-Same weights, same batch, bf16, eager against eager on the CPU. Memory: peak of live tensor bytes by
-storage, parameters and gradients included (deterministic). Time: the two run in turn (A B A B); the
-median of the pairs' ratios, per phase, and the ratio of each side's fastest run, which a busy
-machine disturbs least.
+Same weights, same batch of --tokens tokens, bf16, eager against eager on the CPU; a row for every
+combination. Memory: live tensor bytes by storage (deterministic): the whole peak, and the peak of
+what is neither a parameter nor a gradient. Time: the two run in turn (A B A B), in CPU seconds of
+the process, which a busy machine disturbs less than wall time; medians, and the median of the
+pairs' ratios. --repeats 0 leaves time out.
 """
 
 from __future__ import annotations
@@ -14,59 +16,86 @@ import argparse
 import json
 import statistics
 import time
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 from transformers import LlamaConfig as HFConfig
-from transformers import LlamaForCausalLM
 
 from ds_llama.config import LlamaConfig
 from ds_llama.measure.accounting import Account
 from ds_llama.model.llama import Llama
 
 PHASES = ("forward", "backward")
+NOT_BEYOND = ("parameters", "gradients")
 
 
-def build(layers: int) -> dict[str, nn.Module]:
-    """Both models at the reference shape, in bf16, with the same weights."""
-    shape = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
-    config = LlamaConfig.from_hf({**shape, "vocab_size": 32000, "num_hidden_layers": layers})
+def build(hidden: int, vocabulary: int, layers: int) -> dict[str, nn.Module]:
+    """Both models in bf16 with the same weights; heads of 64, 2.75 as wide within."""
+    heads = hidden // 64
+    shape = {"hidden_size": hidden, "intermediate_size": 11 * hidden // 4}
+    shape |= {"num_attention_heads": heads, "num_key_value_heads": heads}
+    shape |= {"vocab_size": vocabulary, "num_hidden_layers": layers}
+    config = LlamaConfig.from_hf({**shape, "max_position_embeddings": 2048})
+    theirs = HFConfig(**config.to_hf(), use_cache=False)
     torch.manual_seed(0)
-    peer = LlamaForCausalLM(HFConfig(**config.to_hf(), use_cache=False)).bfloat16()
+    peer = AutoModelForCausalLM.from_config(theirs, dtype=torch.bfloat16)
     ours = Llama(config, init=False).bfloat16()
     ours.load_state_dict(peer.state_dict())
     return {"huggingface": peer, "ds_llama": ours}
 
 
 def peak_bytes(model: nn.Module, ids: Tensor) -> dict[str, int]:
-    """Peak live bytes of each phase."""
+    """Peak live bytes of each phase; `beyond` parameters and gradients over both."""
     model.zero_grad(set_to_none=True)
-    account = Account()
-    account.track(model.parameters())
+    account = Account(history=True)
     with account:
+        for parameter in model.parameters():
+            account.label(parameter, "parameters", owned=True)
         with account.phase("forward"):
             loss = model(input_ids=ids, labels=ids).loss
         with account.phase("backward"):
             loss.backward()
-    return {phase.name: phase.total.peak_bytes for phase in account.phases}
+        for parameter in model.parameters():
+            assert parameter.grad is not None
+            account.label(parameter.grad, "gradients", owned=True)
+    now = beyond = 0
+    for change in account.history():
+        now += 0 if change.category in NOT_BEYOND else change.delta_bytes
+        beyond = max(beyond, now)
+    whole = {phase.name: phase.total.peak_bytes for phase in account.phases}
+    return {**whole, "beyond": beyond}
 
 
 def seconds(model: nn.Module, ids: Tensor) -> dict[str, float]:
-    """Wall time of each phase."""
+    """CPU seconds of each phase, all threads."""
     model.zero_grad(set_to_none=True)
-    start = time.perf_counter()
+    start = time.process_time()
     loss = model(input_ids=ids, labels=ids).loss
-    middle = time.perf_counter()
+    middle = time.process_time()
     loss.backward()
-    end = time.perf_counter()
+    end = time.process_time()
     return {"forward": middle - start, "backward": end - middle, "step": end - start}
 
 
 def measure(models: dict[str, nn.Module], ids: Tensor, repeats: int) -> dict[str, Any]:
-    """Rows of both models and the ratio of ours to the peer's."""
+    """The row of one shape: both models, and the ratio of ours to the peer's."""
     memory = {name: peak_bytes(model, ids) for name, model in models.items()}
-    peaks = {name: max(phases.values()) for name, phases in memory.items()}
+    ours, peer = memory["ds_llama"], memory["huggingface"]
+    row = {
+        "loss": {name: _loss(model, ids) for name, model in models.items()},
+        "peak_bytes": memory,
+        "memory_ratio": {
+            "whole": max(ours[p] for p in PHASES) / max(peer[p] for p in PHASES),
+            "beyond": ours["beyond"] / peer["beyond"],
+        },
+    }
+    return row | _times(models, ids, repeats) if repeats else row
+
+
+def _times(models: dict[str, nn.Module], ids: Tensor, repeats: int) -> dict[str, Any]:
     for model in models.values():
         seconds(model, ids)
     rows = [{name: seconds(model, ids) for name, model in models.items()} for _ in range(repeats)]
@@ -74,18 +103,11 @@ def measure(models: dict[str, nn.Module], ids: Tensor, repeats: int) -> dict[str
     each = {name: {p: [row[name][p] for row in rows] for p in phases} for name in models}
     ours, peer = each["ds_llama"], each["huggingface"]
     return {
-        "threads": torch.get_num_threads(),
-        "repeats": repeats,
-        "torch": torch.__version__,
-        "loss": {name: _loss(model, ids) for name, model in models.items()},
-        "peak_bytes": memory,
-        "memory_ratio": peaks["ds_llama"] / peaks["huggingface"],
-        "median_s": {n: {p: statistics.median(v[p]) for p in phases} for n, v in each.items()},
+        "median_cpu_s": {n: {p: statistics.median(v[p]) for p in phases} for n, v in each.items()},
         "time_ratio": {
             p: statistics.median(a / b for a, b in zip(ours[p], peer[p], strict=True))
             for p in phases
         },
-        "fastest_ratio": {p: min(ours[p]) / min(peer[p]) for p in phases},
     }
 
 
@@ -94,32 +116,45 @@ def _loss(model: nn.Module, ids: Tensor) -> float:
         return float(model(input_ids=ids, labels=ids).loss)
 
 
+def _line(row: dict[str, Any]) -> str:
+    beyond = [row["peak_bytes"][name]["beyond"] / 2**20 for name in ("ds_llama", "huggingface")]
+    text = f"{row['hidden']:6} {row['vocabulary']:10} {row['length']:6}"
+    text += f" {beyond[0]:8.1f} {beyond[1]:8.1f} {row['memory_ratio']['beyond']:6.3f}"
+    if "time_ratio" in row:
+        cpu = [row["median_cpu_s"][name]["step"] for name in ("ds_llama", "huggingface")]
+        text += f" {cpu[0]:8.2f} {cpu[1]:8.2f} {row['time_ratio']['step']:6.3f}"
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument(
-        "--tokens", type=int, nargs=2, default=(4, 512), metavar=("BATCH", "LENGTH")
-    )
+    parser.add_argument("--hidden", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--vocabulary", type=int, nargs="+", default=[32000, 128256])
+    parser.add_argument("--length", type=int, nargs="+", default=[512, 2048])
+    parser.add_argument("--tokens", type=int, default=2048, help="of a batch")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="one JSON document")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    models = build(options.layers)
-    ids = torch.randint(0, 32000, tuple(options.tokens))
-    result = measure(models, ids, options.repeats)
-    if options.json:
-        print(json.dumps(result, indent=2))
-        return
-    for name, phases in result["peak_bytes"].items():
-        text = ", ".join(f"{phase} {size / 1e6:.1f} MB" for phase, size in phases.items())
-        print(f"{name:12s} peak {text}; loss {result['loss'][name]:.5f}")
-    print(f"memory ratio {result['memory_ratio']:.3f}")
-    for phase in (*PHASES, "step"):
+    if not options.json:
         print(
-            f"{phase:9s} time ratio, median of pairs {result['time_ratio'][phase]:.3f}, "
-            f"fastest runs {result['fastest_ratio'][phase]:.3f}"
+            "hidden vocabulary length  MiB beyond: ours, theirs, ratio  CPU s: ours, theirs, ratio"
         )
+    rows = []
+    for hidden, vocabulary in product(options.hidden, options.vocabulary):
+        models = build(hidden, vocabulary, options.layers)
+        for length in options.length:
+            ids = torch.randint(0, vocabulary, (max(options.tokens // length, 1), length))
+            shape = {"hidden": hidden, "vocabulary": vocabulary, "length": length}
+            rows.append(shape | measure(models, ids, options.repeats))
+            if not options.json:
+                print(_line(rows[-1]), flush=True)
+    if options.json:
+        about = {name: getattr(options, name) for name in ("tokens", "layers", "threads")}
+        about |= {"repeats": options.repeats, "torch": torch.__version__}
+        print(json.dumps({**about, "rows": rows}, indent=2))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Axes(Frozen):
     world_size: Size | Several[Size] = 1
 
 
-_AXES = tuple(Axes.model_fields)
+AXES = tuple(Axes.model_fields)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,12 @@ class Case(Frozen):
 
     models: names for `model` sections, which `sweep` and `cells` may use like presets.
     reference: the axes of the cell that others are compared with, the first cell without it.
-    memory: of one device, where it is not to be asked of the machine; cells beyond it are not run.
+    run: laid under each cell's run JSON; sections that are an axis's (bf16, offload_param, …) under
+    the cells that have them.
+    warmup_steps: 3 where the case does not say, 5 where any of its cells offloads: equally many for
+    all, so that losses are those of the same steps.
+    device_memory, host_memory: where they are not to be asked of the machine; cells beyond them are
+    not run. nvme_path: where NVMe offload goes, the benchmark's own folder without it.
     """
 
     description: str = ""
@@ -127,7 +132,7 @@ class Case(Frozen):
     reference: dict[str, Any] = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
     steps: Annotated[Whole, Field(ge=1)] = 10
-    warmup_steps: Annotated[Whole, Field(ge=0)] = 3
+    warmup_steps: Annotated[Whole, Field(ge=0)] | None = None
     repeats: Annotated[Whole, Field(ge=1)] = 2
     timeout_s: Annotated[Real, Field(gt=0)] = 600.0
     device_memory: str | None = None
@@ -142,6 +147,13 @@ class Case(Frozen):
             extra += _combinations(Axes.model_validate({**first, **keys}))
         found = [self._cell(values) for values in [*_combinations(self.sweep), *extra]]
         return list({cell.key: cell for cell in found}.values())
+
+    @property
+    def warmup(self) -> int:
+        """Steps of a launch that are neither counted nor measured."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return 5 if any(cell.offload != "none" for cell in self.expanded) else 3
 
     def _cell(self, values: dict[str, Any]) -> Cell:
         model = values["model"]
@@ -190,7 +202,7 @@ def digest(content: Any) -> str:
 def _combinations(axes: Axes) -> Iterator[dict[str, Any]]:
     lists = [value if isinstance(value, list) else [value] for _, value in axes]
     for values in product(*lists):
-        yield dict(zip(_AXES, values, strict=True))
+        yield dict(zip(AXES, values, strict=True))
 
 
 def _shape(model: Mapping[str, Any]) -> str:

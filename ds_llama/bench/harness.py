@@ -4,6 +4,7 @@
     OUT/rows.jsonl     a row a cell, replaced after each launch: what is finished stays finished
     OUT/logs/          what each launch printed
     OUT/data/          the tokens
+    OUT/.lock          one benchmark in a folder at a time
 
 How a launch is made is the caller's: `Start` gets the arguments of a rank, the number of ranks,
 the run, the log and the time that there is, and returns the exit code (124: out of time).
@@ -17,6 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,16 +26,24 @@ from typing import Any, Protocol
 from ds_llama.bench import rows
 from ds_llama.bench.case import OURS, Case, Cell
 from ds_llama.bench.machine import machine
+from ds_llama.bench.program import split
 from ds_llama.bench.runs import Prepared, prepare, run_json, swap_folder, write_data
+from ds_llama.commit import disk
+from ds_llama.commit.lock import RunLock
+from ds_llama.config.files import read_object
 from ds_llama.config.run import Run
-from ds_llama.errors import CallError, RunError
+from ds_llama.errors import CallError, CheckpointError, RunError
 
 TIMED_OUT = 124
 _KILLED = 137
+_LASTING = ("oom", "timeout")  # failures that come again; of others a later call tries again
+# What may change in a case without making its rows another's.
+_FREE = {"description", "repeats", "timeout_s", "device_memory", "host_memory"}
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|MemoryError|can't allocate memory|CUDA out of memory|Cannot allocate memory"
 )
 _ERROR = re.compile(r"(\[rank\d+\]: )?(error: |[\w.]*(Error|Exception): )")
+_REASON_CHARACTERS = 300
 
 
 class Start(Protocol):
@@ -72,18 +82,22 @@ class Options:
 def run_case(case: Case, out: Path, start: Start, options: Options) -> list[rows.Row]:
     """All rows of the case, those that were in OUT already among them.
 
-    An interrupted case is gone on with by the same call; rows with status "error" are tried again.
-    Raises RunError when OUT holds another case's rows, CallError for a pattern in no name.
+    An interrupted case is gone on with by the same call; rows with status "error" are tried again,
+    those with "timeout" where there is more time now. Raises CallError for what the call names and
+    is not there, ConfigError for a mistake in the case, RunError where OUT is another case's or
+    in use.
     """
+    cells = case.expanded
     for pattern in options.only:
-        if not any(_wanted(cell, [pattern]) for cell in case.expanded):
+        if not any(_wanted(cell, [pattern]) for cell in cells):
             raise CallError(
                 f"no cell's name has {pattern!r} in it",
                 where="--only",
-                remedy=f"names are like {case.expanded[0].name!r}",
+                remedy=f"names are like {cells[0].name!r}",
             )
-    _claim(case, out)
-    return _Running(case, out, start, options).all()
+    _require(case, cells, options.base)
+    with _claimed(case, out):
+        return _Running(case, out, start, options).all()
 
 
 class _Running:
@@ -91,60 +105,85 @@ class _Running:
 
     def __init__(self, case: Case, out: Path, start: Start, options: Options) -> None:
         self.case, self.out, self.start, self.options = case, out, start, options
-        self.cells = case.expanded
-        kept = rows.read(out).items()
-        self.done = {key: row for key, row in kept if row["status"] in (rows.OK, "oom", "timeout")}
+        self.cells, self.rows = case.expanded, rows.read(out)
 
     def all(self) -> list[rows.Row]:
-        write_data(self.case, self.cells, self.out)
         prepared = self._prepare()
-        wanted = [cell for cell in self.cells if _wanted(cell, self.options.only)]
-        launches, spent = list(_launches(self.case, wanted, self.done)), list[float]()
+        wanted = [c for c in self.cells if c.key in prepared and _wanted(c, self.options.only)]
+        left = list(self._launches(wanted))
         self._keep()
-        for number, cell in enumerate(launches, start=1):
-            if self.done.get(cell.key, {}).get("status", rows.OK) != rows.OK:
-                continue  # it failed in an earlier round
-            began = time.monotonic()
-            self.done[cell.key] = self._measure(cell, prepared[cell.key])
+        if left:
+            write_data(self.case, self.cells, self.out)
+        done, spent = 0, dict[str, float]()
+        while left:
+            cell, began = left.pop(0), time.monotonic()
+            row = self.rows[cell.key] = self._measure(cell, prepared[cell.key])
             self._keep()
-            spent.append(time.monotonic() - began)
-            left_s = (len(launches) - number) * sum(spent) / len(spent)
-            self.options.say(Progress(number, len(launches), left_s, self.done[cell.key]))
-        return [self.done[cell.key] for cell in self.cells if cell.key in self.done]
+            if row["status"] != rows.OK:
+                left = [each for each in left if each != cell]
+            done, spent[cell.key] = done + 1, time.monotonic() - began
+            usual = sum(spent.values()) / len(spent)
+            left_s = sum(spent.get(each.key, usual) for each in left)
+            self.options.say(Progress(done, done + len(left), left_s, row))
+        return self._found()
 
     def _prepare(self) -> dict[str, Prepared]:
         """The cells that can be run; the others' rows say why they cannot."""
         prepared = dict[str, Prepared]()
         for cell in self.cells:
             there = machine(self.case, cell.world_size, self.options.device)
-            found = prepare(self.case, cell, self.out, there)
+            has_run = bool(self._repeats(cell))
+            found = prepare(self.case, cell, self.out, there, has_run=has_run)
             if isinstance(found, Prepared):
                 prepared[cell.key] = found
-            elif cell.key not in self.done:  # what was measured did fit
+            elif not has_run:
                 refused = rows.failed(cell, "refused", found.reason, found.rule)
-                self.done[cell.key] = refused
+                self.rows[cell.key] = self._about(refused)
         return prepared
+
+    def _launches(self, cells: Sequence[Cell]) -> Iterator[Cell]:
+        """Rounds over all cells, so that what drifts drifts for all of them."""
+        for number in range(self.case.repeats):
+            for cell in cells:
+                if len(self._repeats(cell)) <= number and not self._has_failed(cell):
+                    yield cell
+
+    def _repeats(self, cell: Cell) -> list[dict[str, Any]]:
+        return list(self.rows.get(cell.key, {}).get("repeats", []))
+
+    def _has_failed(self, cell: Cell) -> bool:
+        """Whether it failed in an earlier call, and would again."""
+        row = self.rows.get(cell.key)
+        if row is None or row["status"] not in _LASTING:
+            return False
+        return row["status"] != "timeout" or self.case.timeout_s <= row.get("timeout_s", 0.0)
 
     def _measure(self, cell: Cell, prepared: Prepared) -> rows.Row:
         """The cell's row after one launch more."""
-        repeats = list(self.done.get(cell.key, {}).get("repeats", []))
+        repeats, limit_s = self._repeats(cell), self.case.timeout_s
         folder = self.out / "cells" / cell.key
         log = self.out / "logs" / f"{cell.key}-{len(repeats)}.log"
+        swap = swap_folder(self.case, cell, self.out)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         log.parent.mkdir(exist_ok=True)
+        if cell.offload.startswith("nvme"):
+            (swap / "swap").mkdir(parents=True, exist_ok=True)
         (folder / "plan.json").write_text(json.dumps(self._plan(cell)))
         try:
-            limit_s = self.case.timeout_s
             code = self.start(folder, cell.world_size, prepared.run, log, limit_s)
-            result = folder / "result.json"
+            result, refused = folder / "result.json", folder / "refused.json"
             if code == 0 and result.exists():
-                found = json.loads(result.read_text())
-                return self._about(rows.complete(cell, prepared, [*repeats, found]))
-            return self._about(rows.failed(cell, *_why(code, log, limit_s)))
+                repeats.append(json.loads(result.read_text()))
+                return self._about(rows.complete(cell, prepared, repeats))
+            if refused.exists():
+                return self._about(rows.failed(cell, "refused", **json.loads(refused.read_text())))
+            status, reason = _why(code, log, limit_s)
+            more = {"repeats": repeats, "timeout_s": limit_s, "log": str(log.relative_to(self.out))}
+            return self._about(rows.failed(cell, status, reason, **more))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(swap_folder(self.case, self.out), ignore_errors=True)
+            shutil.rmtree(swap, ignore_errors=True)
 
     def _plan(self, cell: Cell) -> dict[str, Any]:
         """What a rank reads."""
@@ -154,7 +193,7 @@ class _Running:
             "cell": cell.to_dict(),
             "program": OURS if own else str((self.options.base / cell.program).resolve()),
             "run": run_json(self.case, cell, self.out),
-            "warmup_steps": self.case.warmup_steps,
+            "warmup_steps": self.case.warmup,
             "steps": self.case.steps,
             "profile": str(profiles.resolve()) if self.options.profile else None,
         }
@@ -162,51 +201,75 @@ class _Running:
     def _about(self, row: rows.Row) -> rows.Row:
         return {**row, "provenance": self.options.about}
 
+    def _found(self) -> list[rows.Row]:
+        return [self.rows[cell.key] for cell in self.cells if cell.key in self.rows]
+
     def _keep(self) -> None:
-        rows.write(self.out, [self.done[c.key] for c in self.cells if c.key in self.done])
+        rows.write(self.out, self._found())
 
 
 def _wanted(cell: Cell, only: Sequence[str]) -> bool:
     return not only or any(fnmatch.fnmatchcase(cell.name, f"*{pattern}*") for pattern in only)
 
 
-def _launches(case: Case, cells: list[Cell], done: dict[str, rows.Row]) -> Iterator[Cell]:
-    """Rounds over all cells, so that what drifts drifts for all of them."""
-    for number in range(case.repeats):
-        for cell in cells:
-            row = done.get(cell.key)
-            if row is None or (row["status"] == rows.OK and len(row["repeats"]) <= number):
-                yield cell
-
-
 def _why(code: int, log: Path, timeout_s: float) -> tuple[str, str]:
     """Status and reason of a launch that did not end well."""
-    text = log.read_text(errors="replace") if log.exists() else ""
     if code == TIMED_OUT:
         return "timeout", f"not ended after {timeout_s:g} s"
-    memory = next((line for line in text.splitlines() if _OUT_OF_MEMORY.search(line)), None)
+    text = log.read_text(errors="replace") if log.exists() else ""
+    lines = [line.strip()[:_REASON_CHARACTERS] for line in text.splitlines() if line.strip()]
+    memory = next((line for line in lines if _OUT_OF_MEMORY.search(line)), None)
     if memory is not None:
-        return "oom", memory.strip()[:300]
+        return "oom", memory
     if code == _KILLED:
         return "oom", "a rank was killed by signal 9, as the system does where memory runs out"
-    lines = [line.strip() for line in text.splitlines()]
-    said = [
-        line
-        for line in lines
-        if re.match(r"(\[rank\d+\]: )?(error: |\w*(Error|Exception): )", line)
-    ]
-    return "error", f"exit code {code}: {said[0] if said else (lines or ['no word'])[-1]}"[:300]
+    said = next((line for line in lines if _ERROR.match(line)), (lines or ["no word"])[-1])
+    return "error", f"exit code {code}: {said}"
 
 
-def _claim(case: Case, out: Path) -> None:
-    """Make the folder this case's; RunError where it is another's."""
-    out.mkdir(parents=True, exist_ok=True)
-    path, content = out / "case.json", case.model_dump(mode="json", exclude={"repeats"})
-    if path.exists() and (found := json.loads(path.read_text())) != content:
-        changed = sorted(name for name in content if found.get(name) != content[name])
-        raise RunError(
-            f"the folder holds rows of another case ({', '.join(changed)} differ)",
-            where=str(path),
-            remedy="give another --out, or remove the folder",
+def _require(case: Case, cells: Sequence[Cell], base: Path) -> None:
+    """Raise CallError for a file or folder that the case names and that is not there."""
+    programs = {cell.program for cell in cells} - {OURS}
+    for path in sorted((base / split(program)[0]).resolve() for program in programs):
+        if not path.is_file():
+            raise CallError(
+                "the case names a program that is not there",
+                where=str(path),
+                remedy="paths of programs are relative to the case's file",
+            )
+    if case.nvme_path is not None and not Path(case.nvme_path).is_dir():
+        raise CallError(
+            f"nvme_path {case.nvme_path} is not a folder",
+            where="case:nvme_path",
+            remedy="make it, or leave it out for the benchmark's own folder",
         )
-    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def _claimed(case: Case, out: Path) -> Iterator[None]:
+    """Hold the folder for this case; RunError where it is another's, or in use."""
+    if out.exists() and not out.is_dir():
+        raise CallError("is a file, not a folder", where=str(out), remedy="give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = RunLock(out).acquire()
+    except CheckpointError as error:
+        raise RunError(
+            error.what.replace("run folder", "folder"),
+            where=error.where,
+            remedy="wait for that benchmark or stop it, or give this one another --out",
+        ) from None
+    try:
+        path, content = out / "case.json", case.model_dump(mode="json")
+        found = read_object(path) if path.exists() else content
+        both = {*content, *found} - _FREE
+        if changed := sorted(name for name in both if found.get(name) != content.get(name)):
+            raise RunError(
+                f"the folder holds rows of another case ({', '.join(changed)} differ)",
+                where=str(path),
+                remedy="give another --out, or remove the folder",
+            )
+        disk.replace(path, (json.dumps(content, indent=2) + "\n").encode())
+        yield
+    finally:
+        lock.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 import subprocess
@@ -52,6 +53,7 @@ def _gpu_bytes() -> int | None:
     return int(found) * 2**20 if found and found.isdigit() else None
 
 
+@functools.cache
 def _nvidia(what: str) -> str | None:
     if shutil.which("nvidia-smi") is None:
         return None
@@ -63,13 +65,19 @@ def _nvidia(what: str) -> str | None:
 
 def _commit() -> str | None:
     """Of the checkout that the package is in, "-dirty" where it has changes; None outside one."""
-    here = Path(__file__).parent
-    words = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__)
+    tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)
+    # An installed package may lie in a checkout of something else.
+    return tracked and _git(here.parent, "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    command = ["git", "-C", str(folder), *words]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _processor() -> str:

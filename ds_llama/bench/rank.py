@@ -3,19 +3,24 @@
     construct, initialise, the first steps   live bytes, traffic and FLOPs are counted
     warm-up                                  nothing is counted
     measured steps                           each from the end of the one before: wall time
-    three steps more                         parts of a step, every collective waited for at once
-    a product of matrices                    what this device can do, all ranks at a time
+    four steps more                          parts of a step, every collective waited for at once;
+                                             the first of them warms that up
+    products of matrices                     what this device can do, all ranks at a time
 
-FOLDER/plan.json says what to do, FOLDER/result.json what came of it; rank 0 writes it.
+Before the measured steps every cell of a case has taken equally many, so that its losses are those
+of the same steps. FOLDER/plan.json says what to do, FOLDER/result.json what came of it; where a
+rule refuses the run that only a rank can know of, FOLDER/refused.json says which. Rank 0 writes.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,8 @@ from ds_llama.checkpoint import ranks
 from ds_llama.config import load_run
 from ds_llama.config.resolve import Resolved
 from ds_llama.data import open_data
-from ds_llama.data.loader import Loader
+from ds_llama.data.loader import Batch, Loader
+from ds_llama.errors import ConfigError
 from ds_llama.measure import memory, rates, theory
 from ds_llama.measure.accounting import Account
 from ds_llama.measure.flops import Flops
@@ -37,7 +43,9 @@ from ds_llama.measure.traffic import Traffic
 from ds_llama.measure.waits import Waits
 from ds_llama.simulator.window import steady_steps
 from ds_llama.zero import register, world
+from ds_llama.zero.step import valid_tokens
 
+COUNTED_STEPS = 3  # at most, with what is counted in them (`steady_steps`)
 PARTED_STEPS = 3
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -46,18 +54,27 @@ def run_rank(folder: Path) -> None:
     """Measure the cell of FOLDER/plan.json; collective."""
     plan = json.loads((folder / "plan.json").read_text())
     world.join()
-    resolved = register.resolve_here(load_run(plan["run"]))
-    with _loader(resolved) as loader:
-        measurement = _Measurement(plan, resolved, loader)
-        result = measurement.everything()
+    try:
+        resolved = register.resolve_here(load_run(plan["run"]))
+        with _loader(resolved) as loader:
+            result = Measurement(plan, resolved, loader).everything()
+    except ConfigError as error:
+        if world.rank() == 0:
+            refusal = {"rule": error.code, "reason": error.what}
+            (folder / "refused.json").write_text(json.dumps(refusal))
+        raise
     if world.rank() == 0:
         (folder / "result.json").write_text(json.dumps(result))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-class _Measurement:
-    def __init__(self, plan: dict[str, Any], resolved: Resolved, loader: Loader) -> None:
+class Measurement:
+    """What a rank does with the cell of a plan."""
+
+    def __init__(
+        self, plan: dict[str, Any], resolved: Resolved, loader: Iterator[list[Batch]]
+    ) -> None:
         self.plan, self.resolved, self.loader = plan, resolved, loader
         self.device = world.device()
         self._synchronize = synchronize_of(self.device)
@@ -67,7 +84,7 @@ class _Measurement:
     def everything(self) -> dict[str, Any]:
         """What rank 0 writes; every rank takes part."""
         counted = self._count()
-        for _ in range(self.plan["warmup_steps"]):
+        while len(self.losses) < COUNTED_STEPS + self.plan["warmup_steps"]:
             self._step()
         timed = self._time()
         parts = self._parts()
@@ -76,16 +93,17 @@ class _Measurement:
         self.program.close()
         del self.program
         gc.collect()
-        rate = self._matmul_flops()
         return {
             **counted,
             **timed,
-            "parts_s": parts,
+            **parts,
+            "warmup_steps": self.plan["warmup_steps"],
             "losses": self.losses,
             "grad_norms": self.norms,
-            "matmul_flops": rate,
+            "matmul_flops": self._matmul_flops(),
             "device": self._device_name(),
             "threads": torch.get_num_threads(),
+            "affinity": ranks.gather(_affinity()),
         }
 
     def _step(self) -> None:
@@ -100,12 +118,16 @@ class _Measurement:
     def _count(self) -> dict[str, Any]:
         """Live bytes by phase, what moved and what was computed in a step like all later ones.
 
-        A compiled model is not counted: its kernels pass no dispatcher.
+        `start_s` is construction and initialisation, with what counting adds to them. A compiled
+        model is not counted: its kernels pass no dispatcher.
         """
         began = time.perf_counter()
         if self.plan["cell"]["compile"]:
+            memory.reset_peaks(self.device)
             self._open()
-            return {"start_s": time.perf_counter() - began, "phases": None, "process": None}
+            start_s = time.perf_counter() - began
+            held = _most(ranks.gather(memory.everything(self.device)))
+            return {"start_s": start_s, "phases": None, "process_at_start": held}
         account = Account(self.device.type, process=True)
         traffic, flops = Traffic(), Flops()
         with account, traffic, flops:
@@ -117,18 +139,25 @@ class _Measurement:
                 flops.reset()
                 self._step()
                 edges.append(len(account.phases))
-        found = [*account.phases[: edges[0]], *account.phases[edges[-2] :]]
+        # The first update makes the optimizer's moments: its peak is nowhere else.
+        first = [p for p in account.phases[edges[0] : edges[1]] if p.name == "step"]
+        found = [*account.phases[: edges[0]], *(replace(p, name="first") for p in first)]
+        found += account.phases[edges[-2] :]
         everyones = ranks.gather([phase.to_dict() for phase in merged(found)])
+        phases = [largest(same) for same in zip(*everyones, strict=True)]
+        starting = [p["process"] for p in phases if p["name"] in ("construct", "initialise")]
         moved = traffic.read()
+        beside = theory.beside(moved, self.resolved).to_dict()
         return {
             "start_s": start_s,
-            "phases": [largest(same) for same in zip(*everyones, strict=True)],
-            "traffic": moved.to_dict() | {"theory": theory.beside(moved, self.resolved).to_dict()},
+            "phases": phases,
+            "process_at_start": _most(starting) if starting else None,
+            "traffic": moved.to_dict() | {"theory": beside},
             "flops": flops.to_dict(),
         }
 
     def _time(self) -> dict[str, Any]:
-        """Wall time of each step; what the process holds meanwhile; energy."""
+        """Wall time of each step, the slowest rank's; what processes hold meanwhile; energy."""
         memory.reset_peaks(self.device)
         seconds, waits = list[float](), list[float]()
         torch.distributed.barrier()
@@ -146,33 +175,38 @@ class _Measurement:
                 now = time.perf_counter()
                 seconds.append(now - mark)
                 mark = now
-        held = ranks.gather(memory.everything(self.device))
+        tokens = sum(map(valid_tokens, window))
         return {
-            "step_s": seconds,
-            "data_wait_s": waits,
+            "step_s": [max(same) for same in zip(*ranks.gather(seconds), strict=True)],
+            "data_wait_s": [max(same) for same in zip(*ranks.gather(waits), strict=True)],
+            "tokens_per_step": sum(ranks.gather(tokens)),
             "joules": energy.joules,
-            "process": {
-                key: max((each[key] for each in held if each[key] is not None), default=None)
-                for key in held[0]
-            },
+            "joules_of": energy.counted,
+            "process": _most(ranks.gather(memory.everything(self.device))),
         }
 
-    def _parts(self) -> dict[str, float]:
-        """Seconds of a step's parts, none of them within another; the slowest rank's total."""
+    def _parts(self) -> dict[str, Any]:
+        """Seconds of a step's parts, none within another, means over ranks; their sum.
+
+        Nothing overlaps here, and every operation passes a dispatch mode: the sum is longer than
+        a step, and what a part has of it is no share of a step.
+        """
         timer = StepTimer(self._synchronize, wait_at_parts=True)
         with timer, Waits(timer, self._synchronize):
-            timer.open()
-            for _ in range(PARTED_STEPS):
+            for number in range(1 + PARTED_STEPS):
+                if number == 1:
+                    timer.open()
                 with timer.part("data"):
                     window = next(self.loader)
                 self.program.step(window)
                 timer.step()
-            window_s = timer.close()
-        own = {name: window_s.part_s(name) for name in window_s.parts_s}
-        own["other"] = max(0.0, window_s.step_s - sum(own.values()))
+            found = timer.close()
+        own = {name: found.part_s(name) for name in found.parts_s}
+        rest = max(0.0, found.step_s - sum(own.values()))
+        own["other"] = own.get("other", 0.0) + rest
         own["optimizer"] = own.pop("step", 0.0)
-        everyones = ranks.gather(own)
-        return {name: sum(e.get(name, 0.0) for e in everyones) / len(everyones) for name in own}
+        parts = mean(ranks.gather(own))
+        return {"parts_s": parts, "parts_step_s": sum(parts.values())}
 
     def _profile(self, path: Path) -> None:
         """torch's profiler over two steps of rank 0: a trace, and its operations by their time."""
@@ -181,7 +215,7 @@ class _Measurement:
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
         with torch.profiler.profile(activities=kinds) as profiler:
             for _ in range(2):
-                self._step()
+                self.program.step(next(self.loader))
         if world.rank() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(path))
@@ -191,7 +225,7 @@ class _Measurement:
 
     def _matmul_flops(self) -> float:
         torch.distributed.barrier()
-        rate = rates.matmul(self.device, _DTYPES[self.resolved.dtype])
+        rate = rates.best_matmul(self.device, _DTYPES[self.resolved.dtype])
         every = ranks.gather(rate)
         return sum(every) / len(every)
 
@@ -199,6 +233,26 @@ class _Measurement:
         if self.device.type == "cuda":
             return str(torch.cuda.get_device_name())
         return self.device.type
+
+
+def mean(everyones: list[dict[str, float]]) -> dict[str, float]:
+    """Of each name over all ranks; what a rank has not is 0.0 there."""
+    names = dict.fromkeys(name for own in everyones for name in own)
+    return {n: sum(own.get(n, 0.0) for own in everyones) / len(everyones) for n in names}
+
+
+def _most(held: list[dict[str, int | None]]) -> dict[str, int | None]:
+    """Of each figure the largest; None where nobody knows it."""
+    return {
+        key: max((own[key] or 0 for own in held if own[key] is not None), default=None)
+        for key in held[0]
+    }
+
+
+def _affinity() -> list[int]:
+    """The cores that this process may run on, where the system says."""
+    asked = getattr(os, "sched_getaffinity", None)
+    return sorted(asked(0)) if asked else []
 
 
 @contextmanager

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ds_llama.bench.case import Cell
+from ds_llama.bench.case import Cell, digest
 from ds_llama.bench.runs import Prepared
 from ds_llama.commit import disk
+from ds_llama.config.resolve import Resolved
+from ds_llama.planner import traffic
+from ds_llama.planner.memory import Memory
 
 NAME = "rows.jsonl"
 OK, FAILED = "ok", ("oom", "timeout", "error", "refused")
@@ -30,19 +33,21 @@ def read(out: Path) -> dict[str, Row]:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[row["key"]] = row
+        if isinstance(row, dict) and "key" in row:
+            found[row["key"]] = row
     return found
 
 
 def write(out: Path, rows: Sequence[Row]) -> None:
-    """Replace the folder's rows, all at once."""
+    """Replace the folder's rows: what was there stays until all of this is on the disk."""
     text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-    disk.write(out / NAME, text.encode())
+    disk.replace(out / NAME, text.encode())
 
 
-def failed(cell: Cell, status: str, reason: str, rule: str | None = None) -> Row:
-    """The row of a cell that was not measured."""
-    return {**_head(cell), "status": status, "reason": reason, "rule": rule, "repeats": []}
+def failed(cell: Cell, status: str, reason: str, rule: str | None = None, **more: Any) -> Row:
+    """The row of a cell that was not measured, or whose last launch failed."""
+    head = {**_head(cell), "status": status, "reason": reason, "rule": rule}
+    return {**head, "repeats": [], **more}
 
 
 def complete(cell: Cell, prepared: Prepared, repeats: list[dict[str, Any]]) -> Row:
@@ -50,12 +55,12 @@ def complete(cell: Cell, prepared: Prepared, repeats: list[dict[str, Any]]) -> R
     resolved = prepared.resolved
     seconds = [second for each in repeats for second in each["step_s"]]
     medians = [statistics.median(each["step_s"]) for each in repeats]
-    tokens = resolved.global_batch_size * (resolved.run.data.sequence_length - 1)
+    last = repeats[-1]
+    tokens = last["tokens_per_step"]
     step_s = statistics.median(seconds)
     peak = statistics.median(each["matmul_flops"] for each in repeats)
     per_device = tokens / step_s / resolved.world_size
     per_token = resolved.model.flops_per_token(resolved.run.data.sequence_length)
-    last = repeats[-1]
     counted = last.get("flops")
     again = counted["hardware"] / counted["model"] if counted else None
     mfu = per_device * per_token / peak
@@ -83,13 +88,24 @@ def complete(cell: Cell, prepared: Prepared, repeats: list[dict[str, Any]]) -> R
         "peak_flops": {"measured": peak, "vendor": _vendor(last, resolved.dtype)},
         "memory": _memory(prepared, last),
         "parts_s": _medians([each["parts_s"] for each in repeats]),
-        "traffic": last.get("traffic"),
+        "parts_step_s": statistics.median(each["parts_step_s"] for each in repeats),
+        "traffic": _traffic(resolved, last),
         "flops": counted,
         "loss": {"first": last["losses"][0], "last": last["losses"][-1]},
         "losses": last["losses"],
         "grad_norms": last["grad_norms"],
         "joules_per_token": _joules(repeats, tokens),
+        "joules_of": last["joules_of"],
         "start_s": statistics.median(each["start_s"] for each in repeats),
+        "config": {
+            "seed": resolved.run.train.seed,
+            "warmup_steps": last["warmup_steps"],
+            "threads": last["threads"],
+            "affinity": last["affinity"],
+            "device": last["device"],
+            "deepspeed_hash": digest(resolved.deepspeed),
+            "run": resolved.to_json(),
+        },
         "repeats": repeats,
     }
 
@@ -108,34 +124,65 @@ def _head(cell: Cell) -> Row:
 
 
 def _memory(prepared: Prepared, last: dict[str, Any]) -> dict[str, Any]:
-    planned = prepared.memory
-    phases = last.get("phases")
-    measured = None
-    if phases is not None:
-        steady = [phase for phase in phases if phase["name"] not in ("construct", "initialise")]
-        most = max(steady, key=lambda phase: phase["device"]["peak_bytes"])
-        measured = {
-            "device_peak_bytes": max(p["device"]["peak_bytes"] for p in phases),
-            "device_steady_bytes": phases[-1]["device"]["now_bytes"],
-            "host_peak_bytes": max(p["host"]["peak_bytes"] for p in phases),
-            "total_peak_bytes": max(p["total"]["peak_bytes"] for p in phases),
-            "total_steady_bytes": phases[-1]["total"]["now_bytes"],
-            "peak_phase": max(phases, key=lambda p: p["device"]["peak_bytes"])["name"],
-            "steady_terms": phases[-1]["device"]["now"],
-            "peak_terms": most["device"]["peak"],
-            "phases": phases,
-        }
-    predicted = {
-        "device_peak_bytes": planned.device_peak.total,
-        "device_steady_bytes": planned.device_steady.total,
-        "host_peak_bytes": planned.host_peak_bytes,
-        "total_peak_bytes": planned.total_peak_bytes,
-        "total_steady_bytes": planned.phases["step"].total.now.total,
-        "peak_phase": planned.peak_phase,
-        "steady_terms": planned.device_steady.to_dict(),
-        "peak_terms": planned.device_peak.to_dict(),
+    """What was planned beside what was held, by the rank that held most.
+
+    On a CPU device and host are one: everything is `device` there, planned and measured, and is
+    the plan's `total`.
+    """
+    whole = last["device"] == "cpu"
+    return {
+        "predicted": _predicted(prepared.memory, whole=whole),
+        "measured": None if last["phases"] is None else _measured(last["phases"]),
+        "process": last["process"],
+        "process_at_start": last["process_at_start"],
     }
-    return {"predicted": predicted, "measured": measured, "process": last["process"]}
+
+
+def _predicted(planned: Memory, *, whole: bool) -> dict[str, Any]:
+    step = planned.phases["step"]
+    most = max(planned.phases.values(), key=lambda phase: phase.total.peak.total)
+    peak, steady = planned.device_peak, planned.device_steady
+    if whole:
+        peak, steady = planned.total_peak, step.total.now
+    return {
+        "device_peak_bytes": peak.total,
+        "device_steady_bytes": steady.total,
+        "host_peak_bytes": 0 if whole else planned.host_peak_bytes,
+        "total_peak_bytes": planned.total_peak_bytes,
+        "total_steady_bytes": step.total.now.total,
+        "peak_phase": most.name if whole else planned.peak_phase,
+        "steady_terms": steady.to_dict(),
+        "peak_terms": peak.to_dict(),
+    }
+
+
+def _measured(phases: list[dict[str, Any]]) -> dict[str, Any]:
+    worst = max(phases, key=lambda phase: phase["device"]["peak_bytes"])
+    last = phases[-1]
+    return {
+        "device_peak_bytes": worst["device"]["peak_bytes"],
+        "device_steady_bytes": last["device"]["now_bytes"],
+        "host_peak_bytes": max(phase["host"]["peak_bytes"] for phase in phases),
+        "total_peak_bytes": max(phase["total"]["peak_bytes"] for phase in phases),
+        "total_steady_bytes": last["total"]["now_bytes"],
+        "peak_phase": worst["name"],
+        "steady_terms": last["device"]["now"],
+        "peak_terms": worst["device"]["peak"],
+        "phases": phases,
+    }
+
+
+def _traffic(resolved: Resolved, last: dict[str, Any]) -> dict[str, Any] | None:
+    """What rank 0 moved in a step, and what the plan says that a rank moves.
+
+    Between host and device nothing moves on a CPU, where the two are one.
+    """
+    if last.get("traffic") is None:
+        return None
+    planned = traffic.traffic(resolved).to_dict()
+    if last["device"] == "cpu":
+        planned |= {"to_device_bytes": 0, "to_host_bytes": 0, "host_link_bytes": 0}
+    return {**last["traffic"], "planned": planned}
 
 
 def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ds_llama.bench.case import Case, Cell
+from ds_llama.bench.case import AXES, Case, Cell, digest
 from ds_llama.config import load_run
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.config.run import Run
 from ds_llama.data import ShardWriter
 from ds_llama.errors import ConfigError, ConfigErrors
-from ds_llama.planner.fit import Machine, fit
+from ds_llama.planner.fit import Machine, fit, room
 from ds_llama.planner.memory import Memory, memory
 from ds_llama.selftest.cells import Cell as Strategy
 from ds_llama.units import format_bytes
 
 SEED = 1234
 DOES_NOT_FIT = "does-not-fit"
+# What says by being there that a cell is of a precision, recomputes, or offloads.
+_SWITCHES = {"bf16", "fp16", "torch_autocast", "activation_checkpointing"}
+_ZERO_SWITCHES = {"offload_optimizer", "offload_param"}
+_FORM = {"unknown-key", "missing-key", "wrong-type", "wrong-value"}
 
 
 @dataclass(frozen=True)
@@ -41,20 +46,38 @@ class Prepared:
     memory: Memory
 
 
-def prepare(case: Case, cell: Cell, out: Path, machine: Machine) -> Prepared | Refusal:
-    """The cell's run in the folder of a benchmark; or the rule that refuses it, as for any run."""
+def prepare(
+    case: Case, cell: Cell, out: Path, machine: Machine, *, has_run: bool = False
+) -> Prepared | Refusal:
+    """The cell's run in the folder of a benchmark; or the rule that refuses it, as for any run.
+
+    has_run: it did fit, whatever is free now. Raises ConfigError for a mistake in the case's `run`,
+    which is no cell's.
+    """
     try:
         run = load_run(run_json(case, cell, out))
         resolved = resolve(run, cell.world_size, device=machine.device)
     except ConfigErrors as error:
-        first = error.errors[0]
-        return Refusal(first.code, first.what)
-    except ConfigError as error:
-        return Refusal(error.code, error.what)
-    planned = memory(resolved)
-    if (reason := does_not_fit(planned, machine)) is not None:
+        for each in error.errors:
+            _raise_if_written(case, each)
+        return Refusal(error.errors[0].code, error.errors[0].what)
+    planned = memory(resolved, room(machine) if machine.device != "cpu" else None)
+    if not has_run and (reason := does_not_fit(planned, machine)) is not None:
         return Refusal(DOES_NOT_FIT, reason)
     return Prepared(run, resolved, planned)
+
+
+def _raise_if_written(case: Case, error: ConfigError) -> None:
+    """Raise a finding that is about the form of what `case.run` says."""
+    if error.code not in _FORM:
+        return
+    key = error.where.partition(":")[2]
+    at: Any = case.run
+    for name in key.split("."):
+        if not isinstance(at, dict) or name not in at:
+            return
+        at = at[name]
+    raise ConfigError(error.what, where=f"case:run.{key}", remedy=error.remedy)
 
 
 def does_not_fit(planned: Memory, machine: Machine) -> str | None:
@@ -73,32 +96,69 @@ def does_not_fit(planned: Memory, machine: Machine) -> str | None:
 
 
 def run_json(case: Case, cell: Cell, out: Path) -> dict[str, Any]:
-    """What the cell is as a run JSON."""
+    """What the cell is as a run JSON: what is usual, over that `case.run`, over that the axes.
+
+    Raises ConfigError where `case.run` contradicts what is the case's own.
+    """
     strategy = Strategy(cell.precision, cell.stage, cell.offload, cell.recompute, cell.accumulation)
     batch = cell.micro_batch_size * cell.accumulation * cell.world_size
-    swap = swap_folder(case, out)
-    swap.mkdir(parents=True, exist_ok=True)
+    deepspeed = strategy.deepspeed(str(swap_folder(case, cell, out)))
+    usual = {
+        "optimizer": {"lr": 3e-4, "weight_decay": 0.1, "schedule": "constant"},
+        "train": {"seed": SEED},
+        "deepspeed": {"gradient_clipping": deepspeed.pop("gradient_clipping")},
+    }
     own: dict[str, Any] = {
         "model": cell.section,
         "data": {"train": str(shard(cell, out)), "sequence_length": cell.sequence_length},
-        "optimizer": {"lr": 3e-4, "weight_decay": 0.1, "schedule": "constant"},
         "train": {
-            "steps": case.warmup_steps + case.steps,
+            "steps": case.warmup + case.steps,
             "micro_batch_size": cell.micro_batch_size,
             "global_batch_size": batch,
-            "seed": SEED,
         },
-        "deepspeed": strategy.deepspeed(str(swap.parent)),
+        "deepspeed": deepspeed,
         "output": str(out / "cells" / cell.key),
     }
     if cell.compile:
         own["train"]["compile"] = True
-    return _over(case.run, own)
+    given = _without_switches(case.run, own)
+    for key in _contradicted(given, own):
+        raise ConfigError(
+            f"{key!r} is the case's own to say",
+            where=f"case:run.{key}",
+            remedy=f"leave it out: the keys of 'sweep' are {', '.join(AXES)}, "
+            "and 'steps' and 'warmup_steps' are the case's",
+        )
+    return _over(_over(usual, given), own)
 
 
-def swap_folder(case: Case, out: Path) -> Path:
-    """Where cells that swap do so; removed after each."""
-    return Path(case.nvme_path or out) / "swap"
+def _without_switches(run: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`run` without the sections by which a cell would be another than its axes say."""
+    given = copy.deepcopy(run)
+    deepspeed, mine = given.get("deepspeed"), own["deepspeed"]
+    if isinstance(deepspeed, dict):
+        for name in _SWITCHES - mine.keys():
+            deepspeed.pop(name, None)
+        if isinstance(zero := deepspeed.get("zero_optimization"), dict):
+            for name in _ZERO_SWITCHES - mine["zero_optimization"].keys():
+                zero.pop(name, None)
+    return given
+
+
+def _contradicted(given: dict[str, Any], own: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys for which both have a value, and not the same."""
+    for name in given.keys() & own.keys():
+        mine, theirs = own[name], given[name]
+        if isinstance(mine, dict) and isinstance(theirs, dict) and prefix + name != "model":
+            yield from _contradicted(theirs, mine, f"{prefix}{name}.")
+        elif mine != theirs:
+            yield prefix + name
+
+
+def swap_folder(case: Case, cell: Cell, out: Path) -> Path:
+    """Where a cell that swaps to NVMe does so: a folder of its own, removed after each launch."""
+    name = f"ds-llama-bench-{digest([str(out.resolve()), cell.key])}"
+    return Path(case.nvme_path or out) / name
 
 
 def shard(cell: Cell, out: Path) -> Path:
@@ -118,7 +178,7 @@ def write_data(case: Case, cells: Sequence[Cell], out: Path) -> None:
 
     Token ids are drawn by Zipf's law, so that there is something to learn and losses fall.
     """
-    steps = case.warmup_steps + case.steps + 16
+    steps = case.warmup + case.steps + 16  # those that are counted, parted and profiled too
     wanted: dict[Path, tuple[int, int]] = {}
     for cell in cells:
         rows = cell.micro_batch_size * cell.accumulation * cell.world_size
@@ -126,7 +186,7 @@ def write_data(case: Case, cells: Sequence[Cell], out: Path) -> None:
         path, size = shard(cell, out), load_model(cell).vocab_size
         wanted[path] = (size, max(tokens, wanted.get(path, (0, 0))[1]))
     for path, (size, tokens) in wanted.items():
-        if path.with_suffix(".bin").exists():
+        if path.with_suffix(".idx").exists():  # the last that a writer makes
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         drawn = np.random.default_rng(SEED).zipf(1.2, tokens) % size

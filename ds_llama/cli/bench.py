@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from ds_llama.cli.outcome import Terminated
 
 if TYPE_CHECKING:
     from ds_llama.config.run import Run
@@ -17,27 +21,35 @@ _STOPPED = frozenset(128 + signum for signum in (signal.SIGINT, signal.SIGTERM))
 
 
 def command(
-    case: Annotated[Path | None, typer.Argument(help="The case's JSON.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the rows.")] = None,
+    case: Annotated[
+        Path | None, typer.Argument(help="The case's JSON, as in benchmarks/cases.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the rows: rows.jsonl, logs.")
+    ] = None,
     repeats: Annotated[
         int | None, typer.Option(min=1, help="Launches of each cell, instead of the case's.")
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Cells with this shell pattern in their name; repeatable."
+            metavar="PATTERN",
+            help='Launch cells with this shell pattern in their name ("zero3*bf16"); repeatable.',
         ),
     ] = None,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Keep a trace of torch's profiler of each cell.")
+        bool,
+        typer.Option("--profile", help="Keep a trace of torch's profiler of each launched cell."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     rank_folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> int:
-    """Measure every cell of a case; OUT/rows.jsonl has a row each.
+    """Measure every cell of a case, each in processes of its own; DIR/rows.jsonl has a row each.
 
-    The same command goes on after an interruption. `ds-llama report OUT` makes the report.
-    Exit code 1 if no cell could be measured.
+    The same command goes on after an interruption: launches that are done stay done. Cells that
+    are refused, do not fit, run out of memory or time, or fail are rows with their reason, and
+    DIR/logs has what they printed. `ds-llama report DIR` makes the report. Exit code 1 if no cell
+    could be measured.
     """
     if rank_folder is not None:
         return _run_rank(rank_folder)
@@ -53,8 +65,8 @@ def command(
     if repeats is not None:
         wanted = wanted.model_copy(update={"repeats": repeats})
     device = "cuda" if has_device() else "cpu"
-    about = provenance(["bench", *sys.argv[2:]], device)
-    with bar_or_lines() as say:
+    about = provenance(sys.argv[1:], device)
+    with _saying_how_to_go_on(), bar_or_lines() as say:
         options = Options(device, about, case.parent, profile, only or (), say)
         rows = run_case(wanted, out, _start, options)
     measured = sum(row["status"] == "ok" for row in rows)
@@ -63,6 +75,15 @@ def command(
     else:
         print(f"{measured} of {len(rows)} cells measured; ds-llama report {out}")
     return 0 if measured else 1
+
+
+@contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, Terminated):
+        print("stopped; the same command goes on with the launches left", file=sys.stderr)
+        raise
 
 
 def _start(folder: Path, ranks: int, run: Run, log: Path, timeout_s: float) -> int:

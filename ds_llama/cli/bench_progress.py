@@ -37,16 +37,23 @@ def _bar() -> Iterator[Report]:
 
         def report(progress: Progress) -> None:
             bar.console.print(outcome(progress.row), highlight=False, markup=False)
-            left = f"{format_duration(progress.left_s)} left"
-            bar.update(task, total=progress.total, completed=progress.done, description=left)
+            bar.update(
+                task, total=progress.total, completed=progress.done, description=left(progress)
+            )
 
         yield report
 
 
 def line(progress: Progress) -> str:
     """ "3/16 zero3+all bf16 tiny: 5,812 tokens/s, 1.2 GiB (2 min left)"."""
-    left = format_duration(progress.left_s)
-    return f"{progress.done}/{progress.total} {outcome(progress.row)} ({left} left)"
+    return f"{progress.done}/{progress.total} {outcome(progress.row)} ({left(progress)})"
+
+
+def left(progress: Progress) -> str:
+    """How long the launches that are left will take, by those that were."""
+    if progress.done == progress.total:
+        return "the last"
+    return f"{format_duration(max(1.0, float(round(progress.left_s))))} left"
 
 
 def outcome(row: dict[str, Any]) -> str:

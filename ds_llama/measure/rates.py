@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import time
@@ -22,6 +23,27 @@ def matmul(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 768
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     return 2.0 * size**3 / least(lambda: a @ b, device)
+
+
+def best_matmul(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of several square products: what an MFU is a share of.
+
+    One size would flatter where that one does not fill the device. Larger ones are left out where
+    they would take too long, as in a dtype that the device has no fast product for, or do not fit.
+    """
+    best = 0.0
+    for size in (4096, 8192, 16384) if device.type == "cuda" else (512, 1024, 2048, 3072):
+        flops = 2.0 * size**3
+        if best and 5 * flops / best > 2 * BUDGET_S:
+            break
+        try:
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            best = max(best, flops / least(functools.partial(torch.mm, a, b), device, calls=5))
+        except torch.OutOfMemoryError:
+            if not best:
+                raise
+            break
+    return best
 
 
 def attention(device: torch.device, dtype: torch.dtype) -> float:

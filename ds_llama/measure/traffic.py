@@ -196,12 +196,8 @@ class Traffic(Observing):
         _entered.remove(self)
 
     def _collective(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        kind, name = _PAYLOAD.get(func._opname, (None, ""))
-        if kind is None:  # barriers, and what a send's other end receives
-            return
-        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
-        group = dist.ProcessGroup.unbox(given["process_group"])
-        self._count(kind, [t for t in tree_leaves(given[name]) if t is not None], group.size())
+        if (found := payload(func, args, kwargs)) is not None:
+            self._count(*found)
 
     def _functional(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         kind = _FUNCTIONAL.get(func._opname)
@@ -211,9 +207,7 @@ class Traffic(Observing):
             self._count(kind, [out if kind == "all_gather" else given["input"]], group.size())
 
     def _count(self, kind: str, tensors: Sequence[torch.Tensor], ranks: int) -> None:
-        elements = sum(t.numel() for t in tensors)
-        share = elements // ranks if kind in _SPREAD else elements
-        if share <= _CONTROL_ELEMENTS or all(t.dtype in _COUNTS for t in tensors):
+        if is_control(kind, tensors, ranks):
             self._control += sum(map(_bytes, tensors))
             return
         self._calls[kind] += 1
@@ -234,6 +228,28 @@ class Traffic(Observing):
                 self._to_device += _bytes(target)
             elif way[1] == "cpu" and way[0] not in ("cpu", "meta"):
                 self._to_host += _bytes(target)
+
+
+def payload(
+    func: Any, args: Sequence[Any], kwargs: dict[str, Any]
+) -> tuple[str, list[torch.Tensor], int] | None:
+    """The kind of a c10d operation, its payload, and the ranks of its group.
+
+    None of barriers, and of what a send's other end receives.
+    """
+    kind, name = _PAYLOAD.get(func._opname, (None, ""))
+    if kind is None:
+        return None
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    group = dist.ProcessGroup.unbox(given["process_group"])
+    return kind, [t for t in tree_leaves(given[name]) if t is not None], group.size()
+
+
+def is_control(kind: str, tensors: Sequence[torch.Tensor], ranks: int) -> bool:
+    """Whether a call steers and carries nothing."""
+    elements = sum(t.numel() for t in tensors)
+    share = elements // ranks if kind in _SPREAD else elements
+    return share <= _CONTROL_ELEMENTS or all(t.dtype in _COUNTS for t in tensors)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

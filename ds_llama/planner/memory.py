@@ -13,7 +13,7 @@ made its moments in the first, and ZeRO-3 prefetches from the third micro-batch 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ds_llama.config.resolve import Resolved
@@ -39,7 +39,8 @@ class Memory:
     """One rank's memory. `phases`: construct, initialise, forward, backward, step, in that order,
     the last three of any step after the first.
 
-    `device_steady` is what stays between two steps. Pinned bytes are part of the host's.
+    `device_steady` is what stays between two steps. `total_peak` is of device and host together:
+    what a run holds where the two are one. Pinned bytes are part of the host's.
     `unplayed`: what the run has that is not in any of these numbers.
     """
 
@@ -52,6 +53,7 @@ class Memory:
     nvme_bytes: int
     total_peak_bytes: int
     unplayed: tuple[str, ...] = ()
+    total_peak: Terms = field(default_factory=Terms)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -135,6 +137,7 @@ def _summed(ledger: Ledger, states: States) -> Memory:
     every = [*ledger.phases.values()]
     del ledger.phases["first"]
     worst = max(every, key=lambda each: each.device.peak.total)
+    most = max((each.total.peak for each in every), key=lambda terms: terms.total)
     return Memory(
         device_peak=worst.device.peak,
         device_steady=ledger.phases["step"].device.now,
@@ -143,6 +146,7 @@ def _summed(ledger: Ledger, states: States) -> Memory:
         host_peak_bytes=max(each.host.peak.total for each in every),
         host_pinned_bytes=ledger.pinned,
         nvme_bytes=states.nvme_bytes,
-        total_peak_bytes=max(each.total.peak.total for each in every),
+        total_peak_bytes=most.total,
         unplayed=states.settings.unplayed,
+        total_peak=most,
     )

@@ -103,7 +103,7 @@ def measure(run: Run) -> dict[str, Any]:
             edges.append(len(account.phases))
             traffic.reset()
             flops.reset()
-            take_step(engine, _window(step, resolved))
+            take_step(engine, window(step, resolved))
     engines.destroy(engine)
     del engine
     gc.collect()  # hooks and modules hold each other
@@ -124,7 +124,7 @@ def measure(run: Run) -> dict[str, Any]:
     }
 
 
-def _window(step: int, resolved: Any) -> list[Batch]:
+def window(step: int, resolved: Any) -> list[Batch]:
     """A rank's micro-batches of random tokens."""
     generator = torch.Generator().manual_seed(1000 * step + world.rank())
     shape = (resolved.micro_batch_size, resolved.run.data.sequence_length)

@@ -25,14 +25,20 @@ def measured(**keys: Any) -> dict[str, Any]:
         "flops": {"model": 100, "hardware": 125},
         "step_s": [1.0, 2.0, 3.0],
         "data_wait_s": [0.01, 0.02, 0.03],
+        "tokens_per_step": 63,
         "joules": None,
+        "joules_of": [],
         "process": {"peak_rss_bytes": 1},
+        "process_at_start": {"peak_rss_bytes": 2},
+        "warmup_steps": 3,
         "parts_s": {"forward": 0.5, "backward": 1.0},
+        "parts_step_s": 1.5,
         "losses": [5.5, 5.0],
         "grad_norms": [2.0, 1.0],
         "matmul_flops": 1e11,
         "device": "cpu",
         "threads": 1,
+        "affinity": [[0]],
     } | keys
 
 

@@ -56,6 +56,14 @@ def test_added_cells_are_laid_over_the_first() -> None:
     assert case.reference_cell.stage == 2
 
 
+@pytest.mark.parametrize(
+    ("keys", "steps"),
+    [({}, 3), ({"cells": [{"offload": "optimizer"}]}, 5), ({"warmup_steps": 1}, 1)],
+)
+def test_offload_warms_up_for_longer_and_all_cells_alike(keys: dict[str, Any], steps: int) -> None:
+    assert parse_case({"sweep": {"model": "tiny"}, **keys}, "case").warmup == steps
+
+
 def test_keys_are_of_content() -> None:
     sizes = [{"model": "tiny", "stage": 1}, {"stage": 1, "model": "tiny"}, {"model": "tiny"}]
     keys = [parse_case({"sweep": sweep}, "case").expanded[0].key for sweep in sizes]

@@ -15,6 +15,7 @@ rank, out = os.environ["RANK"], Path(os.environ["RANK_OUT"])
 facts = {"argv": sys.argv[1:], "pid": os.getpid(), "parent": os.getppid(), "env": dict(os.environ)}
 (out / f"{rank}.part").write_text(json.dumps(facts))
 (out / f"{rank}.part").rename(out / f"{rank}.json")
+print(f"rank {rank} is up", flush=True)
 do = os.environ.get(f"RANK_{rank}", "finish").split()
 if do[0] == "finish":
     report_finished()

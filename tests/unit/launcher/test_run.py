@@ -80,12 +80,32 @@ def test_arguments_and_environment_arrive(ranks: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("do", "code"), [("exit 3", 3), ("signal 9", 137)])
 def test_the_code_of_the_rank_that_failed(
-    do: str, code: int, ranks: Path, monkeypatch: pytest.MonkeyPatch
+    do: str,
+    code: int,
+    ranks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RANK_0", "sleep")
     monkeypatch.setenv("RANK_1", do)
-    assert launch([], nproc=2, module="one_rank") == code
+    assert launch([], nproc=2, module="one_rank", log=ranks / "log") == code
+    log = (ranks / "log").read_text()
+    assert "rank 0 is up" in log
+    assert "rank 1 is up" in log
+    assert "launch.py" in log  # its words are there too, and none on the screen
+    assert capfd.readouterr() == ("", "")
     wait_until(lambda: not any(is_alive(facts(ranks, rank)["pid"]) for rank in (0, 1)), 10)
+
+
+def test_what_takes_too_long_is_ended(ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (0, 1):
+        monkeypatch.setenv(f"RANK_{rank}", "sleep")
+    before, began = set(psutil.Process().children(recursive=True)), time.monotonic()
+    assert launch([], nproc=2, module="one_rank", log=ranks / "log", timeout_s=6.0) == 124
+    assert 6 <= time.monotonic() - began < 40
+    wait_until(lambda: set(psutil.Process().children(recursive=True)) <= before, 10)
+    for up in ranks.glob("[01].json"):
+        wait_until(lambda: not is_alive(facts(ranks, int(up.stem))["pid"]), 10)  # noqa: B023
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ds_llama.measure import accounting
 from ds_llama.measure.timers import StepTimer, synchronize_of
 
 
@@ -81,6 +85,80 @@ def test_a_part_that_fails_is_timed_too() -> None:
         fail()
     timer.step()
     assert timer.close().part_s("forward") == pytest.approx(1.0)
+
+
+Tree = list[Any]  # seconds of work, or (part's name, Tree), one after the other
+
+
+def trees() -> st.SearchStrategy[Tree]:
+    work = st.integers(0, 5).map(float)
+
+    def within(inner: st.SearchStrategy[Tree]) -> st.SearchStrategy[Tree]:
+        part = st.tuples(st.sampled_from(["forward", "gather", "other"]), inner)
+        return st.lists(work | part, max_size=4)
+
+    return st.recursive(st.lists(work, max_size=3), within, max_leaves=12)
+
+
+def alone(tree: Tree, name: str | None = None) -> Iterator[tuple[str | None, float]]:
+    """What each part does itself, and not a part within it."""
+    for each in tree:
+        if isinstance(each, tuple):
+            yield from alone(each[1], each[0])
+        else:
+            yield name, each
+
+
+@given(st.lists(trees(), max_size=3), st.booleans())
+def test_time_belongs_to_the_innermost_part(steps: list[Tree], waits: bool) -> None:
+    clock = Clock()
+    timer = StepTimer(clock=clock, wait_at_parts=waits)
+    timer.open()
+
+    def do(tree: Tree) -> None:
+        for each in tree:
+            if isinstance(each, tuple):
+                with timer.part(each[0]):
+                    do(each[1])
+            else:
+                clock.work(each)
+
+    for tree in steps:
+        do(tree)
+        timer.step()
+    window = timer.close()
+    spent = [found for tree in steps for found in alone(tree)]
+    expected: dict[str | None, float] = {}
+    for name, seconds in spent:
+        expected[name] = expected.get(name, 0.0) + seconds
+    assert window.total_s == sum(expected.values())
+    assert expected.pop(None, 0.0) == window.total_s - sum(window.parts_s.values())
+    for name in expected.keys() | window.parts_s.keys():
+        assert window.parts_s.get(str(name), 0.0) == expected.get(name, 0.0)
+
+
+def test_a_device_is_waited_for_at_the_edges_of_parts() -> None:
+    clock = Clock()
+    timer = StepTimer(clock.synchronize, clock, wait_at_parts=True)
+    timer.open()
+    with timer.part("forward"):
+        clock.work(1.0)
+        with timer.part("gather"):
+            clock.work(2.0)
+    timer.step()
+    window = timer.close()
+    # Each edge waits half a second, which is the device's time in the part that was open.
+    assert window.parts_s == {"forward": 1.0 + 2 * 0.5, "gather": 2.0 + 0.5}
+
+
+def test_phases_are_parts_of_the_timer_that_is_entered() -> None:
+    timer = StepTimer()
+    timer.open()
+    with accounting.phase("forward"):
+        pass
+    with timer, accounting.phase("backward"):
+        pass
+    assert timer.close().parts_s.keys() == {"backward"}
 
 
 def test_an_empty_window_is_zero() -> None:

@@ -70,7 +70,7 @@ def test_on_a_cpu_everything_is_device(offload: str, tmp_path: Path, launches: L
     apart = row["memory"]["predicted"]
     assert (apart["device_peak_bytes"] < apart["total_peak_bytes"]) == (offload == "all")
     assert apart["host_peak_bytes"] > 0
-    assert (row["traffic"]["planned"]["to_device_bytes"] > 1000) == (offload == "all")
+    assert (row["traffic"]["planned"]["to_device_bytes"] > 10_000) == (offload == "all")
 
 
 def ends_with(**keys: Any) -> Callable[[Path, Path], int]:

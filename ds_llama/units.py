@@ -90,6 +90,11 @@ def format_bytes(number_bytes: int | float) -> str:
     return _scaled(number_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"), " ")
 
 
+def format_decimal_bytes(number_bytes: int | float) -> str:
+    """Three significant digits in powers of 1000, as links are sold: "1.5 GB", "800 MB"."""
+    return _scaled(number_bytes, 1000, ("B", "KB", "MB", "GB", "TB", "PB"), " ")
+
+
 def format_count(number: int | float) -> str:
     """Three significant digits in powers of 1000: "1.24B", "10k", "999"."""
     return _scaled(number, 1000, ("", "k", "M", "B", "T"), "")

@@ -50,6 +50,8 @@ def command(
     are refused, do not fit, run out of memory or time, or fail are rows with their reason, and
     DIR/logs has what they printed. `ds-llama report DIR` makes the report. Exit code 1 if no cell
     could be measured.
+
+    `ds-llama bench comm` measures the links between the ranks instead.
     """
     if rank_folder is not None:
         return _run_rank(rank_folder)

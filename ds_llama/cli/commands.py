@@ -36,6 +36,7 @@ _TABLE = (
     Entry("generate", "generate", "text from a checkpoint"),
     Entry("eval", "evaluate", "perplexity and task scores of a checkpoint"),
     Entry("bench", "bench", "run a benchmark case, each cell in a fresh process"),
+    Entry("bench comm", "bench_comm", "time every collective by size on the links between ranks"),
     Entry("report", "report", "make a benchmark's report from its raw rows"),
     Entry("selftest", "selftest", "every stage and offload against a plain torch reference"),
     Entry("launch", "launch", "check the hosts of a hostfile; a hostfile from Slurm"),
@@ -60,6 +61,13 @@ def find(name: str) -> Entry:
         where="command line",
         remedy=f"did you mean `ds-llama {near[0]}`?" if near else "see `ds-llama --help`",
     )
+
+
+def split(arguments: Sequence[str]) -> tuple[Entry, list[str]]:
+    """The command that one or two words name, and what follows them; CallError for none."""
+    two = " ".join(arguments[:2])
+    words = 2 if len(arguments) > 1 and two in available() else 1
+    return find(" ".join(arguments[:words])), list(arguments[words:])
 
 
 def load(entry: Entry) -> Any:

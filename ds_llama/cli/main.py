@@ -46,9 +46,9 @@ def _dispatch(arguments: list[str]) -> int:
     if arguments[0] == "--version":
         print(_versions())
         return 0
-    entry = commands.find(arguments[0])
+    entry, rest = commands.split(arguments)
     command = commands.load(entry)
-    words = commands.complete(entry, arguments[1:])
+    words = commands.complete(entry, rest)
     result = command.main(args=words, prog_name=f"ds-llama {entry.name}", standalone_mode=False)
     return result if isinstance(result, int) else 0
 

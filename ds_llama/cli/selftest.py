@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from ds_llama.selftest.cells import Cell
     from ds_llama.selftest.outcome import Outcome
     from ds_llama.selftest.report import Report
-
-_LINE_EVERY_S = 10.0
 
 
 class Sabotage(str, Enum):
@@ -138,24 +135,9 @@ def _default_nproc() -> int:
 
 def _run_rank(folder: Path) -> int:
     """One rank of the launch. Ops say on stdout, from C++, that they were loaded: not to users."""
+    from ds_llama.cli.ticker import Ticker
     from ds_llama.selftest.rank import run_rank
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    run_rank(folder, _Progress())
+    run_rank(folder, Ticker())
     return 0
-
-
-class _Progress:
-    """Which cell is on: a line that is rewritten on a terminal, one now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self._live, self._printed = sys.stderr.isatty(), time.monotonic()
-
-    def __call__(self, line: str) -> None:
-        now = time.monotonic()
-        if self._live:
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns
-            print(f"\r\x1b[2K{line[: columns - 1]}", end="", file=sys.stderr, flush=True)
-        elif now - self._printed >= _LINE_EVERY_S:
-            print(line, file=sys.stderr, flush=True)
-            self._printed = now

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ds_llama.measure import rates
+from ds_llama.measure import bus, rates
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _RANKS = (1, 2, 4, 8)
@@ -163,9 +163,8 @@ def _one(rank: int, ranks: int, model: Model, folder: str, budget_s: float) -> N
 def _collectives(device: torch.device, size: int) -> dict[str, float]:
     """Bytes/s over each rank's link in an all-reduce of `size` bytes, and seconds of a small one.
 
-    As nccl-tests counts bus bandwidth: twice the payload times (N - 1) / N over the time.
+    Bus bandwidth as `measure.bus` counts it; `ds-llama bench comm` measures every collective.
     """
-    ranks = dist.get_world_size()
     large = torch.zeros(size // 4, device=device)
     small = torch.zeros(1024, device=device)
     # The same number of calls on every rank: a budget would stop them at different ones.
@@ -173,6 +172,6 @@ def _collectives(device: torch.device, size: int) -> dict[str, float]:
         rates.least(lambda t=each: dist.all_reduce(t), device, calls=12) for each in (large, small)
     )
     return {
-        "link_bytes_per_s": 2 * size * (ranks - 1) / ranks / large_s,
+        "link_bytes_per_s": bus.factor("all_reduce", dist.get_world_size()) * size / large_s,
         "collective_latency_s": small_s,
     }

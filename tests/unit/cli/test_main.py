@@ -51,7 +51,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     lines = run(code).stdout.splitlines()
     assert lines[-1] == "[] 0"
-    listed = {line.split()[0] for line in lines if line.startswith("  ") and line.split()}
+    listed = {line.split("  ")[1] for line in lines if line.startswith("  ")}
     assert set(commands.available()) <= listed
 
 

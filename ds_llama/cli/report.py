@@ -21,7 +21,7 @@ def command(
     ],
     other: Annotated[
         Path | None,
-        typer.Argument(metavar="[OTHER]", help="The folder of an earlier run to compare with."),
+        typer.Argument(metavar="OTHER", help="The folder of an earlier run to compare with."),
     ] = None,
     fail_on: Annotated[
         str | None,

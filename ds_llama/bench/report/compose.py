@@ -22,7 +22,7 @@ from ds_llama.bench.report.document import (
 from ds_llama.bench.report.folder import Folder
 from ds_llama.bench.report.groups import Group, full_name
 from ds_llama.bench.report.plots import pictures
-from ds_llama.bench.report.row import Cell
+from ds_llama.bench.report.row import Cell, Peak
 from ds_llama.bench.report.words import counted, listed, rate
 from ds_llama.units import format_bytes
 
@@ -76,14 +76,16 @@ def _machine(cells: Sequence[Cell]) -> Iterator[str]:
     if threads and devices == ["cpu"]:
         most = counted(threads[-1], "thread")
         yield f"{' or '.join([*map(str, threads[:-1]), most])} a rank"
-    rates: dict[str, list[float]] = {}
+    rates: dict[str, list[Peak]] = {}
     for cell in cells:
         if cell.measured and cell.measured.peak_flops:
-            rates.setdefault(cell.precision, []).append(cell.measured.peak_flops.measured)
+            rates.setdefault(cell.precision, []).append(cell.measured.peak_flops)
     for precision, each in rates.items():
-        low, high = rate(min(each)), rate(max(each))
+        low, high = (rate(pick(peak.measured for peak in each)) for pick in (min, max))
+        vendor = each[0].vendor
+        beside = "" if vendor is None else f" (the vendor says {rate(vendor)})"
         said = low if low == high else f"{low} to {high}"
-        yield f"{precision} product of matrices {said} a rank"
+        yield f"{precision} product of matrices {said} a rank{beside}"
 
 
 def _about(cells: Sequence[Cell]) -> Mapping[str, Any]:

@@ -176,10 +176,12 @@ def blind(row: Row) -> Row:
 
 def test_what_was_not_measured_is_no_number(folder: Write) -> None:
     row = blind(measured_rows()[0])
+    row |= {"peak_flops": {"measured": 7e14, "vendor": 9.89e14}}
     row |= {"config": {"seed": 7, "affinity": [[0], [1]], "deepspeed_hash": "abc"}}
     report = make(path := folder([row | {"joules_of": ["package-0", "gpu0"]}]))
     text = (path / "report.md").read_text()
     assert "Its memory was not measured." in text
+    assert "bf16 product of matrices 700 TFLOP/s a rank (the vendor says 989 TFLOP/s)" in text
     assert "- **Energy**: of the whole machine: package-0 and gpu0." in text
     assert "- **seed**: 7" in text
     assert ",abc," in (path / "rows.csv").read_text()

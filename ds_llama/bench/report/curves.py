@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Points = list[tuple[float, float]]
 _COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
 _HIGH = 3.4  # inches
+_LETTER = 5.6  # points
 _NAMED = 10  # points: with more only those of the frontier have a name
 
 
@@ -86,28 +87,36 @@ def frontier(group: Group, advice: Advice, name: str) -> Picture | None:
 
 
 def _label(axes: Axes, points: Points, names: list[str], every: Points) -> None:
-    """Names beside their points, towards the middle, where they cover no name and no point."""
+    """Names beside their points, where they cover no name and no point, and are in the axes."""
     scale = axes.figure.dpi / 72
-    middle = sum(axes.get_window_extent().intervalx) / 2
+    box = axes.get_window_extent()
+    (x0, x1), (y0, y1) = (
+        (low / scale, high / scale) for low, high in (box.intervalx, box.intervaly)
+    )
     spots = axes.transData.transform(every) / scale
     taken = [(x - 4, x + 4, y) for x, y in spots.tolist()]
     pixels = axes.transData.transform(points) / scale
-    for (across, up), point, name in zip(pixels.tolist(), points, names, strict=True):
-        right = across <= middle / scale
-        wide = 5.6 * len(name)
-        left = across + 9 if right else across - 9 - wide
-        ways = (sign * step for step in range(0, 60, 2) for sign in (1, -1))
-        shift = next((w for w in ways if _free(taken, left, left + wide, up + w)), 0)
-        taken.append((left, left + wide, up + shift))
+    ways = [(step * sign, side) for step in range(0, 90, 2) for sign in (1, -1) for side in (1, -1)]
+    each = zip(pixels.tolist(), points, names, strict=True)
+    for (across, up), point, name in sorted(each, key=lambda one: -one[0][1]):
+        wide = _LETTER * len(name)
+        spans = {1: (across + 9, across + 9 + wide), -1: (across - 9 - wide, across - 9)}
+        found = ((shift, side) for shift, side in ways if y0 + 6 < up + shift < y1 - 6)
+        found = (way for way in found if spans[way[1]][0] > x0 and spans[way[1]][1] < x1 + 4)
+        free = (way for way in found if _free(taken, *spans[way[1]], up + way[0]))
+        shift, side = next(free, (0, 1))
+        taken.append((*spans[side], up + shift))
+        line = {"arrowstyle": "-", "lw": 0.5, "color": QUIET, "shrinkA": 0, "shrinkB": 4}
         axes.annotate(
             name,
             point,
-            xytext=(9 if right else -9, shift),
+            xytext=(9 * side, shift),
             textcoords="offset points",
-            ha="left" if right else "right",
+            ha="left" if side > 0 else "right",
             va="center",
             fontsize=9.5,
             bbox={"boxstyle": "square,pad=0.05", "fc": drawing.PAPER, "ec": "none", "alpha": 0.7},
+            arrowprops=line if abs(shift) > 8 else None,
         )
 
 

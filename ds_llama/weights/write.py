@@ -105,12 +105,18 @@ class FolderWriter:
         self._writer.add(name, parts)
 
     def publish(self) -> None:
-        """Close the last file and give the folder its name; a former export goes."""
+        """Close the last file and give the folder its name; a former export goes.
+
+        The folder has its name once all of it is on the disk, and the former one goes after that.
+        """
         self._finish_file()
+        for path in (*self.staged.iterdir(), self.staged):
+            _sync(path)
         shutil.rmtree(self._former, ignore_errors=True)
         if self.out.exists():
             os.rename(self.out, self._former)
         os.rename(self.staged, self.out)
+        _sync(self.out.parent)
         shutil.rmtree(self._former, ignore_errors=True)
 
     def discard(self) -> None:
@@ -157,6 +163,14 @@ def explained(error: OSError | DsLlamaError, out: str | Path) -> DsLlamaError:
         where=str(error.filename or out),
         remedy="free space there, make the folder writable, or export elsewhere",
     )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _require_elements(specs: Mapping[str, Spec]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -181,3 +182,28 @@ def test_links_killed_exports_and_the_folder_that_one_is_in(
 
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_an_export_has_its_name_once_it_is_on_the_disk(
+    make_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, model = make_model()
+    export_model(model, config, tmp_path / "out")
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(handle: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+        fsync(handle)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append(f"{source.name} -> {target.name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    export_model(model, config, tmp_path / "out")
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    publish = done.index(".out.staging -> out")
+    assert files | {".out.staging"} <= set(done[:publish])
+    assert done[publish + 1 :] == [tmp_path.name]

@@ -60,7 +60,7 @@ def command(
     hardware = comm_stages.hardware(found["device"], profile)
     found["run"] = comm_stages.PRESET if run is None else str(run)
     found["stages"] = [comm_stages.told(stage, found, hardware) for stage in stages]
-    found["provenance"] = provenance(["bench", *sys.argv[2:]], device)
+    found["provenance"] = provenance(sys.argv[1:], device)
     if out is not None:
         (out / "comm.json").write_text(json.dumps(found, indent=2) + "\n")
     if as_json:

@@ -13,6 +13,7 @@ the first value of every axis. `run` is laid under each cell's run JSON. No torc
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -139,7 +140,7 @@ class Case(Frozen):
     host_memory: str | None = None
     nvme_path: str | None = None
 
-    @property
+    @functools.cached_property
     def expanded(self) -> list[Cell]:
         """Every cell, in the order of the sweep, those of `cells` after it; none twice."""
         first, extra = next(_combinations(self.sweep)), list[dict[str, Any]]()

@@ -263,7 +263,8 @@ def _claimed(case: Case, out: Path) -> Iterator[None]:
         path, content = out / "case.json", case.model_dump(mode="json")
         found = read_object(path) if path.exists() else content
         both = {*content, *found} - _FREE
-        if changed := sorted(name for name in both if found.get(name) != content.get(name)):
+        changed = sorted(name for name in both if found.get(name) != content.get(name))
+        if changed and rows.read(out):
             raise RunError(
                 f"the folder holds rows of another case ({', '.join(changed)} differ)",
                 where=str(path),

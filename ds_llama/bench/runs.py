@@ -110,7 +110,7 @@ def run_json(case: Case, cell: Cell, out: Path) -> dict[str, Any]:
     }
     own: dict[str, Any] = {
         "model": cell.section,
-        "data": {"train": str(shard(cell, out)), "sequence_length": cell.sequence_length},
+        "data": {"train": str(shard(case, cell, out)), "sequence_length": cell.sequence_length},
         "train": {
             "steps": case.warmup + case.steps,
             "micro_batch_size": cell.micro_batch_size,
@@ -161,9 +161,10 @@ def swap_folder(case: Case, cell: Cell, out: Path) -> Path:
     return Path(case.nvme_path or out) / name
 
 
-def shard(cell: Cell, out: Path) -> Path:
-    """The prefix of the shard that a cell trains on."""
-    return out / "data" / f"vocabulary-{load_model(cell).vocab_size}"
+def shard(case: Case, cell: Cell, out: Path) -> Path:
+    """The prefix of the shard that a cell trains on; another case's has another length."""
+    length = digest([case.warmup, case.steps, [each.key for each in case.expanded]])
+    return out / "data" / f"vocabulary-{load_model(cell).vocab_size}-{length}"
 
 
 def load_model(cell: Cell) -> Any:
@@ -183,7 +184,7 @@ def write_data(case: Case, cells: Sequence[Cell], out: Path) -> None:
     for cell in cells:
         rows = cell.micro_batch_size * cell.accumulation * cell.world_size
         tokens = steps * rows * cell.sequence_length + 1
-        path, size = shard(cell, out), load_model(cell).vocab_size
+        path, size = shard(case, cell, out), load_model(cell).vocab_size
         wanted[path] = (size, max(tokens, wanted.get(path, (0, 0))[1]))
     for path, (size, tokens) in wanted.items():
         if path.with_suffix(".idx").exists():  # the last that a writer makes

@@ -64,6 +64,8 @@ def command(
     from ds_llama.launcher.environment import has_device
 
     wanted = read_case(case)
+    if (out / "case.json").resolve() == case.resolve():
+        raise _in_its_own_folder(out)
     if repeats is not None:
         wanted = wanted.model_copy(update={"repeats": repeats})
     device = "cuda" if has_device() else "cpu"
@@ -117,3 +119,13 @@ def _incomplete(case: Path | None) -> Exception:
 
     missing = "no case is named" if case is None else "--out names no folder"
     return CallError(missing, where="command line", remedy="ds-llama bench CASE.json --out DIR")
+
+
+def _in_its_own_folder(out: Path) -> Exception:
+    from ds_llama.errors import CallError
+
+    return CallError(
+        "the benchmark's own copy of the case would be written over the case",
+        where=f"--out {out}",
+        remedy="give a folder of its own as --out",
+    )

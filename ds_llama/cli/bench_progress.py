@@ -32,7 +32,8 @@ def _bar() -> Iterator[Report]:
     from rich.progress import Progress as Bar
 
     columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    # Drawn once a second: what is measured has the same cores.
+    with Bar(*columns, console=Console(stderr=True), refresh_per_second=1) as bar:
         task = bar.add_task("the first launch", total=None)
 
         def report(progress: Progress) -> None:

@@ -16,6 +16,7 @@ from ds_llama.errors import DsLlamaError
 PIPE_CLOSED = 128 + signal.SIGPIPE
 # What gloo and NCCL say of a rank that is gone.
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
+_NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # a bare RuntimeError
 
 
 class Terminated(BaseException):
@@ -62,7 +63,7 @@ def describe(error: BaseException) -> tuple[str, int]:
     if "RANK" in os.environ:
         where = f"rank {os.environ['RANK']}, {where}"
     remedy = "run again with --debug for the traceback, and report it: this is not your mistake"
-    if kind in ("OutOfMemoryError", "MemoryError"):
+    if kind in ("OutOfMemoryError", "MemoryError") or _NO_HOST_MEMORY in what:
         remedy = "take a smaller micro batch, a higher ZeRO stage or an offload"
         return _lines(f"out of memory ({what})", where, remedy), 1
     return _lines(f"ds-llama failed in a way it does not know ({what})", where, remedy), 1

@@ -10,7 +10,7 @@ import pytest
 from ds_llama.bench.harness import Options, Progress, run_case
 from ds_llama.bench.rows import read
 from ds_llama.config.run import Run
-from ds_llama.errors import CallError, RunError
+from ds_llama.errors import CallError, ConfigError, RunError
 from tests.unit.bench.conftest import Launches, case_of, measured, run
 
 
@@ -191,6 +191,13 @@ def test_another_cases_folder_is_refused(tmp_path: Path, launches: Launches) -> 
     with pytest.raises(RunError, match=r"another case \(steps differ\)") as caught:
         run(case_of(steps=4), tmp_path, launches)
     assert "--out" in caught.value.remedy
+
+
+def test_a_case_that_has_no_rows_yet_may_be_mended(tmp_path: Path, launches: Launches) -> None:
+    with pytest.raises(ConfigError):
+        run(case_of(run={"trian": {}}), tmp_path, launches)
+    rows = run(case_of(repeats=1), tmp_path, launches)
+    assert [row["status"] for row in rows] == ["ok", "ok"]
 
 
 def test_progress_says_what_is_left(tmp_path: Path, launches: Launches) -> None:

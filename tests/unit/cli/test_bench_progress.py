@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,3 +75,11 @@ def test_a_bar_in_a_narrow_terminal(
 def test_wrong_calls(words: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *words]) == 2
     assert what in capsys.readouterr().err
+
+
+def test_a_case_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case = tmp_path / "case.json"
+    case.write_text(json.dumps({"sweep": {"model": "tiny"}}))
+    assert main(["bench", str(case), "--out", str(tmp_path)]) == 2
+    assert "would be written over the case" in capsys.readouterr().err
+    assert json.loads(case.read_text()) == {"sweep": {"model": "tiny"}}

@@ -251,10 +251,19 @@ def test_the_system_refuses(probe: ModuleType, capsys: pytest.CaptureFixture[str
     assert (error, where) == ("error: No space left on device", "where: /data/run")
 
 
-def test_memory_runs_out(probe: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    probe.command = raising(MemoryError())
+HOST_IS_FULL = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 3"
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [(MemoryError(), "MemoryError"), (RuntimeError(HOST_IS_FULL), f"RuntimeError: {HOST_IS_FULL}")],
+)
+def test_memory_runs_out(
+    error: Exception, what: str, probe: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe.command = raising(error)
     assert main(["probe"]) == 1
-    assert capsys.readouterr().err.startswith("error: out of memory (MemoryError)\n")
+    assert capsys.readouterr().err.startswith(f"error: out of memory ({what})\n")
 
 
 @pytest.mark.parametrize(("given", "code"), [(None, 0), (0, 0), (1, 1), (130, 130)])

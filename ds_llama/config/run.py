@@ -110,6 +110,7 @@ class TrainConfig(Frozen):
     seed: Whole = Field(default=0, ge=0, lt=2**63)
     log_every_steps: Positive = 1
     recompute: RecomputeConfig | None = None
+    compile: bool = False
     reproducible: bool = False
     check_replicas_every_steps: Positive | None = None
     accounting: bool = False

@@ -21,6 +21,7 @@ def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
     yield from _optimizers(run)
     yield from _reproducible(run)
     yield from _recompute(run)
+    yield from _compiled(run)
     yield from _rollback(run)
     yield from _idle_stability(run)
 
@@ -159,6 +160,32 @@ def _recompute(run: Run) -> Iterator[Problem]:
             f"train.recompute says what is recomputed, and {section} in the DeepSpeed JSON is null",
             "make train.recompute null too, or remove the null",
         )
+
+
+def _compiled(run: Run) -> Iterator[Problem]:
+    """zero/compiling.py: a block is compiled whole, and no dispatch mode sees into it."""
+    train = run.train
+    if not train.compile:
+        return
+    part = train.recompute.part if train.recompute is not None else "block"
+    others = {
+        f"train.recompute.part {part!r}": (part != "block", "it would break each block's graph"),
+        "train.reproducible": (train.reproducible, "it has not been shown to give equal bits"),
+        "train.accounting": (
+            train.accounting,
+            "tensors of compiled code are not seen, and torch compiles nothing while they are "
+            "counted",
+        ),
+    }
+    for name, (used, why) in others.items():
+        if used:
+            yield Problem(
+                "run-not-compiled",
+                "error",
+                "train.compile",
+                f"train.compile does not go with {name}: {why}",
+                f"remove one of the two{', or recompute blocks' if 'part' in name else ''}",
+            )
 
 
 def _rollback(run: Run) -> Iterator[Problem]:

@@ -62,6 +62,8 @@ class Settings:
         """What the run has that a plan's memory leaves out."""
         context = Context(self.resolved.deepspeed)
         found = [key for key in _UNPLAYED if context.get(key)]
+        if self.resolved.run.train.compile:  # what is kept for backward is the compiler's choice
+            found.append("train.compile")
         if self.muon:  # gathers whole gradients and momenta to orthogonalise them (stage3.py:2640)
             found.append("Muon's update")
         return tuple(found)

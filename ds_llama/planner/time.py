@@ -110,8 +110,8 @@ def step_time(
     """The predicted time of one optimizer step; None where the hardware lacks a figure for it.
 
     gpus_per_node: ranks that share a host; the hardware's own number when None. fused: whether
-    elementwise work is compiled; None asks the DeepSpeed JSON (`compile.deepcompile`). repeated:
-    the share of the recomputed parts that runs again, for programs that keep some of its results.
+    elementwise work is compiled; None asks the run (`train.compile`, DeepCompile). repeated: the
+    share of the recomputed parts that runs again, for programs that keep some of its results.
     assumptions: DEFAULT, or everything reached for a measured profile, when None.
     """
     if hardware is None:
@@ -153,7 +153,8 @@ class _Model:
         self.hardware = hardware.one_of(self.per_node)
         self.zero = resolved.deepspeed["zero_optimization"]
         if fused is None:
-            fused = bool(resolved.deepspeed.get("compile", {}).get("deepcompile"))
+            whole = bool(resolved.deepspeed.get("compile", {}).get("deepcompile"))
+            fused = whole or resolved.run.train.compile
         self.fused = fused
         self.length = resolved.run.data.sequence_length
         self.element = element_bytes(resolved.dtype) or 4

@@ -40,7 +40,15 @@ _OWN = {"adagrad": "Adagrad", "lion": "Lion"}
 
 
 def check(resolved: Resolved) -> None:
-    """ConfigError that names the first key of the DeepSpeed JSON which the simulator cannot do."""
+    """ConfigError that names the first key which the simulator cannot do."""
+    if resolved.run.train.compile:
+        raise ConfigError(
+            "train.compile lets a compiler decide what is kept for backward, and its code does not "
+            "run on fake tensors: that cannot be simulated",
+            where=f"{resolved.run.label}:train.compile",
+            remedy="simulate the run with train.compile=false; what it saves is then not in the "
+            "numbers",
+        )
     for key, why in _REFUSED:
         if _get(resolved.deepspeed, key):
             raise ConfigError(

@@ -29,7 +29,7 @@ from ds_llama.config.run import Run
 from ds_llama.errors import ConfigError, RunError
 from ds_llama.measure import accounting
 from ds_llama.model.traits import Traits, traits_of
-from ds_llama.zero import ema, recompute, swap, world
+from ds_llama.zero import compiling, ema, recompute, swap, world
 from ds_llama.zero import engine as engines
 from ds_llama.zero import exact as exactly
 from ds_llama.zero import optimizer as optimizers
@@ -77,6 +77,8 @@ def register(model: nn.Module, run: Run, *, traits: Traits | None = None) -> Any
 def initialize(model: nn.Module, resolved: Resolved, config: dict[str, Any], traits: Traits) -> Any:
     """Apply the traits and call `deepspeed.initialize` with the resolved `config`."""
     section, exact = resolved.run.optimizer, resolved.run.train.reproducible
+    if resolved.run.train.compile:
+        compiling.apply(model, traits, resolved.stage)
     how, what = config.get("activation_checkpointing"), resolved.run.train.recompute
     recomputed = recompute.apply(model, traits, how, what)
     if section is not None:

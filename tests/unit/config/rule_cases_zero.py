@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.unit.config.rule_words import (
     BF16,
+    COMPILED,
     CPU,
     EMA,
     FP16,
@@ -212,6 +213,21 @@ CASES = [
         zero(3, offload_optimizer={"super_offload": True}),
         zero(3, offload_optimizer={**CPU, "super_offload": True}),
         {},
+    ),
+    ("not-compiled", "compile.deepcompile", {"compile": {"deepcompile": True}}, {}, COMPILED),
+    (
+        "not-compiled",
+        "zero_optimization.offload_param.device",
+        zero(3, offload_param=NVME),
+        zero(3, offload_param=CPU),
+        COMPILED,
+    ),
+    (
+        "not-compiled",
+        "zero_optimization.zenflow",
+        zero(2, zenflow=ZENFLOW, offload_optimizer=CPU),
+        zero(2, offload_optimizer=CPU),
+        COMPILED,
     ),
     (
         "zenflow-offload",

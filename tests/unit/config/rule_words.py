@@ -55,6 +55,12 @@ REPRODUCIBLE = {
         }
     ),
 }
+COMPILED = {
+    "dialect": "run",
+    "run": load_run(
+        {"model": {"preset": "tiny"}, "data": {"train": "x"}, "train": {"compile": True}}
+    ),
+}
 SAVING = {
     "dialect": "run",
     "run": load_run(

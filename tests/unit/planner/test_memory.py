@@ -191,6 +191,7 @@ def test_muon_keeps_one_moment_of_the_blocks_matrices() -> None:
         ("zero3", (), []),
         ("zero3_superoffload", (), ["zero_optimization.offload_optimizer.super_offload"]),
         ("zero3_deepcompile", (), ["compile.deepcompile"]),
+        ("zero3", ("train.compile=true",), ["train.compile"]),
         (
             "zero2_autocast",
             ('deepspeed.torch_autocast.lower_precision_safe_modules=["torch.nn.Linear"]',),

@@ -102,6 +102,12 @@ def test_recomputed_blocks_cost_a_forward_and_count_in_hfu_alone() -> None:
     assert (again.hfu - again.mfu) * again.total_s * 1e12 == pytest.approx(repeated)
 
 
+def test_compiled_blocks_move_less() -> None:
+    plain, compiled = timed(resolved_of()), timed(resolved_of(compile=True))
+    assert compiled.elementwise_s < plain.elementwise_s
+    assert compiled.matmul_s == plain.matmul_s
+
+
 def test_llama_7b_on_8_h100_by_hand() -> None:
     """6 FLOPs a weight of 32 blocks and the head, 6 x 32 x 4096 x T of causal attention: 42.86
     GFLOP a token at T = 4096; GPU-hours and cost of a billion tokens follow from tokens/s alone."""

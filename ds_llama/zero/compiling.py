@@ -1,0 +1,113 @@
+"""`train.compile`: every block's forward through torch.compile.
+
+    ZeRO's hooks ──> block.forward, compiled: attention, feed-forward and norms in one graph
+    ZeRO's hooks ──> the next block
+
+At stage 3 every module has hooks that gather its weights, and each hook breaks the graph. Blocks
+are therefore made leaf modules: the hooks are the block's alone, its weights are gathered together
+before it and its gradients reduced together after it. ZeRO has to know before the engine is made.
+
+Forward is replaced on the instance, so that no name of a parameter changes, and recomputation wraps
+the compiled forward. All blocks share their code and so what is compiled of it: one graph, and a
+second without gradients where blocks are recomputed. In evaluation a block runs as it is: texts
+that grow by a token have another shape each time.
+
+A dispatch mode (measure.accounting) sees nothing inside of compiled code. While there is one torch
+compiles nothing, and never again what it has then seen (torch/_dynamo/convert_frame.py:2543).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import set_z3_leaf_modules
+from torch import nn
+
+from ds_llama.errors import MachineError, ModelError
+from ds_llama.model.traits import Traits
+
+BACKEND = "inductor"
+
+
+def apply(model: nn.Module, traits: Traits, stage: int) -> None:
+    """Compile the blocks of `model` at their first forward; before the engine is made.
+
+    Raises ModelError where the traits name no block that the model has, MachineError where this
+    machine has nothing to compile with.
+    """
+    cls = traits.block_class
+    blocks = [m for m in model.modules() if cls is not None and isinstance(m, cls)]
+    if not blocks:
+        raise ModelError(
+            f"blocks are to be compiled, and the traits of {type(model).__name__} name no "
+            "block_class that the model has",
+            where="train.compile",
+            remedy="give block_class= in its Traits, or remove train.compile",
+        )
+    if BACKEND == "inductor":
+        require_compiler(get_accelerator().device_name())
+    if stage == 3:
+        set_z3_leaf_modules(model, list(traits.leaf_classes) or [type(blocks[0])])
+    for block in blocks:
+        block.forward = _compiled(block)  # type: ignore[method-assign]
+
+
+def require_compiler(device: str) -> None:
+    """MachineError where torch.compile has no compiler for a device: "cpu", or one of Triton's."""
+    if device != "cpu":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            raise MachineError(
+                "torch.compile has no Triton to compile with",
+                where="train.compile",
+                remedy="install the triton that belongs to this torch, or remove train.compile",
+            )
+        return
+    from torch._inductor import cpp_builder
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise _no_compiler("finds no C++ compiler") from error
+
+
+def _no_compiler(what: str) -> MachineError:
+    return MachineError(
+        f"torch.compile {what}",
+        where="train.compile",
+        remedy="install a C++ compiler with OpenMP (Debian, Ubuntu: apt install g++; others: set "
+        "CXX to it), or remove train.compile",
+    )
+
+
+def _compiled(block: nn.Module) -> Callable[..., Any]:
+    plain, compiled = block.forward, torch.compile(block.forward, backend=BACKEND)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not block.training:
+            return plain(*args, **kwargs)
+        try:
+            return compiled(*args, **kwargs)
+        except Exception as error:
+            told = explained(error)
+            if told is None:
+                raise
+            raise told from error
+
+    return run
+
+
+def explained(error: Exception) -> MachineError | None:
+    """What to say of a C++ compiler that is there and does not work; None of other errors."""
+    from torch._inductor.exc import CppCompileError
+
+    inner = getattr(error, "inner_exception", None)
+    if not isinstance(inner, CppCompileError):
+        return None
+    lines = [line for line in str(inner).splitlines() if "error" in line.lower()]
+    return _no_compiler(f"cannot use its C++ compiler: {(lines or [type(inner).__name__])[-1]}")

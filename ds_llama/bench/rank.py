@@ -19,7 +19,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,10 +189,13 @@ class Measurement:
         """Seconds of a step's parts, none within another, means over ranks; their sum.
 
         Nothing overlaps here, and every operation passes a dispatch mode: the sum is longer than
-        a step, and what a part has of it is no share of a step.
+        a step, and what a part has of it is no share of a step. Where a dispatch mode is entered,
+        torch runs what is compiled without its compilation (torch/_dynamo/convert_frame.py): then
+        collectives stay in the parts that wait for them.
         """
         timer = StepTimer(self._synchronize, wait_at_parts=True)
-        with timer, Waits(timer, self._synchronize):
+        compiled = self.plan["cell"]["compile"]
+        with timer, nullcontext() if compiled else Waits(timer, self._synchronize):
             for number in range(1 + PARTED_STEPS):
                 if number == 1:
                     timer.open()

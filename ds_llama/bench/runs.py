@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ds_llama.bench.case import AXES, Case, Cell, digest
+from ds_llama.bench.case import AXES, OURS, Case, Cell, digest
 from ds_llama.config import load_run
 from ds_llama.config.resolve import Resolved, resolve
 from ds_llama.config.run import Run
@@ -119,7 +119,7 @@ def run_json(case: Case, cell: Cell, out: Path) -> dict[str, Any]:
         "deepspeed": deepspeed,
         "output": str(out / "cells" / cell.key),
     }
-    if cell.compile:
+    if cell.compile and cell.program == OURS:  # another program compiles in its own way
         own["train"]["compile"] = True
     given = _without_switches(case.run, own)
     for key in _contradicted(given, own):
@@ -135,6 +135,8 @@ def run_json(case: Case, cell: Cell, out: Path) -> dict[str, Any]:
 def _without_switches(run: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """`run` without the sections by which a cell would be another than its axes say."""
     given = copy.deepcopy(run)
+    if isinstance(train := given.get("train"), dict) and "compile" not in own["train"]:
+        train.pop("compile", None)
     deepspeed, mine = given.get("deepspeed"), own["deepspeed"]
     if isinstance(deepspeed, dict):
         for name in _SWITCHES - mine.keys():

@@ -111,6 +111,18 @@ def test_sections_that_are_axes_are_laid_under_their_cells_alone(tmp_path: Path)
     assert deepspeed["activation_checkpointing"]  # the case itself is as it was
 
 
+def test_what_is_compiled_is_the_axis_to_say(tmp_path: Path) -> None:
+    """And another program's own business how."""
+    sweep = {"model": "tiny", "program": ["ds_llama", "peer.py:way"], "compile": [False, True]}
+    case = case_of(sweep=sweep, run={"train": {"compile": True}})
+    found = {
+        (cell.program, cell.compile): run_json(case, cell, tmp_path)["train"].get("compile")
+        for cell in case.expanded
+    }
+    assert found.pop(("ds_llama", True)) is True
+    assert set(found.values()) == {None}
+
+
 @pytest.mark.parametrize(
     ("given", "where", "what"),
     [

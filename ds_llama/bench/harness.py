@@ -165,12 +165,12 @@ class _Running:
         log = self.out / "logs" / f"{cell.key}-{len(repeats)}.log"
         swap = swap_folder(self.case, cell, self.out)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        log.parent.mkdir(exist_ok=True)
-        if cell.offload.startswith("nvme"):
-            (swap / "swap").mkdir(parents=True, exist_ok=True)
-        (folder / "plan.json").write_text(json.dumps(self._plan(cell)))
         try:
+            folder.mkdir(parents=True)
+            log.parent.mkdir(exist_ok=True)
+            if cell.offload.startswith("nvme"):
+                (swap / "swap").mkdir(parents=True, exist_ok=True)
+            disk.write(folder / "plan.json", json.dumps(self._plan(cell)).encode())
             code = self.start(folder, cell.world_size, prepared.run, log, limit_s)
             result, refused = folder / "result.json", folder / "refused.json"
             if code == 0 and result.exists():

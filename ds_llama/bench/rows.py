@@ -140,7 +140,7 @@ def _memory(prepared: Prepared, last: dict[str, Any]) -> dict[str, Any]:
 
 def _predicted(planned: Memory, *, whole: bool) -> dict[str, Any]:
     step = planned.phases["step"]
-    most = max(planned.phases.values(), key=lambda phase: phase.total.peak.total)
+    peaks = {phase.total.peak.total: name for name, phase in planned.phases.items()}
     peak, steady = planned.device_peak, planned.device_steady
     if whole:
         peak, steady = planned.total_peak, step.total.now
@@ -150,7 +150,8 @@ def _predicted(planned: Memory, *, whole: bool) -> dict[str, Any]:
         "host_peak_bytes": 0 if whole else planned.host_peak_bytes,
         "total_peak_bytes": planned.total_peak_bytes,
         "total_steady_bytes": step.total.now.total,
-        "peak_phase": most.name if whole else planned.peak_phase,
+        # The first update is in a plan's peaks, and no phase of it.
+        "peak_phase": peaks.get(peak.total, "first") if whole else planned.peak_phase,
         "steady_terms": steady.to_dict(),
         "peak_terms": peak.to_dict(),
     }

@@ -53,7 +53,7 @@ Reduction = Literal["mean", "sum", "none"]
 # Elements of a chunk of logits, and of the part of it that is in fp32 at a time, elsewhere and (the
 # second number) on a CPU, where a tile is to stay in its caches.
 _CHUNK_ELEMENTS = (2**27, 2**25)
-_TILE_ELEMENTS = (2**24, 2**21)
+_TILE_ELEMENTS = (2**24, 2**18)
 # Rows of the weight whose gradient is worked on at a time.
 _BLOCK = 4096
 

@@ -26,7 +26,7 @@ from ds_llama.planner.settings import Settings
 # model/loss.py: elements of a chunk of logits, and of the part of it that is in fp32 at a time, on
 # an accelerator and on a CPU; rows of dW that are worked on at a time.
 _CHUNK = (2**27, 2**25)
-_TILE = (2**24, 2**21)
+_TILE = (2**24, 2**18)
 _BLOCK = 4096
 
 

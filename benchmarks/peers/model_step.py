@@ -4,10 +4,11 @@
         [--length 512 2048] [--layers 4] [--threads 1] [--repeats 5] [--json]
 
 Same weights, same batch of --tokens tokens, bf16, eager against eager on the CPU; a row for every
-combination. Memory: live tensor bytes by storage (deterministic): the whole peak, and the peak of
-what is neither a parameter nor a gradient. Time: the two run in turn (A B A B), in CPU seconds of
-the process, which a busy machine disturbs less than wall time; medians, and the median of the
-pairs' ratios. --repeats 0 leaves time out.
+combination. Memory: live tensor bytes by storage, on fake tensors (the same as on real ones; the
+peer's within 2 %): the whole peak, and the peak of what is neither a parameter nor a gradient.
+Time: the two run in turn (A B A B), in CPU seconds of the process, which a busy machine disturbs
+less than wall time; medians, and the median of the pairs' ratios. --repeats 0 leaves it and the
+losses out.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 from transformers import LlamaConfig as HFConfig
 
@@ -30,6 +34,19 @@ from ds_llama.model.llama import Llama
 
 PHASES = ("forward", "backward")
 NOT_BEYOND = ("parameters", "gradients")
+
+
+class Shape(NamedTuple):
+    """One row."""
+
+    hidden: int
+    vocabulary: int
+    length: int
+    tokens: int
+
+    def ids(self) -> Tensor:
+        rows = max(self.tokens // self.length, 1)
+        return torch.randint(0, self.vocabulary, (rows, self.length))
 
 
 def build(hidden: int, vocabulary: int, layers: int) -> dict[str, nn.Module]:
@@ -42,9 +59,21 @@ def build(hidden: int, vocabulary: int, layers: int) -> dict[str, nn.Module]:
     theirs = HFConfig(**config.to_hf(), use_cache=False)
     torch.manual_seed(0)
     peer = AutoModelForCausalLM.from_config(theirs, dtype=torch.bfloat16)
-    ours = Llama(config, init=False).bfloat16()
+    with _bf16():
+        ours = Llama(config, init=False)
     ours.load_state_dict(peer.state_dict())
     return {"huggingface": peer, "ds_llama": ours}
+
+
+@contextmanager
+def _bf16() -> Iterator[None]:
+    """Parameters are made in it: fake ones cannot be cast in place."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def peak_bytes(model: nn.Module, ids: Tensor) -> dict[str, int]:
@@ -80,22 +109,20 @@ def seconds(model: nn.Module, ids: Tensor) -> dict[str, float]:
     return {"forward": middle - start, "backward": end - middle, "step": end - start}
 
 
-def measure(models: dict[str, nn.Module], ids: Tensor, repeats: int) -> dict[str, Any]:
-    """The row of one shape: both models, and the ratio of ours to the peer's."""
-    memory = {name: peak_bytes(model, ids) for name, model in models.items()}
-    ours, peer = memory["ds_llama"], memory["huggingface"]
-    row = {
-        "loss": {name: _loss(model, ids) for name, model in models.items()},
-        "peak_bytes": memory,
-        "memory_ratio": {
-            "whole": max(ours[p] for p in PHASES) / max(peer[p] for p in PHASES),
-            "beyond": ours["beyond"] / peer["beyond"],
-        },
-    }
-    return row | _times(models, ids, repeats) if repeats else row
+def memory(shape: Shape, layers: int) -> dict[str, Any]:
+    """Peaks of both models, and the ratio of ours to the peer's."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        models = build(shape.hidden, shape.vocabulary, layers)
+        found = {name: peak_bytes(model, shape.ids()) for name, model in models.items()}
+    ours, peer = found["ds_llama"], found["huggingface"]
+    whole = max(ours[p] for p in PHASES) / max(peer[p] for p in PHASES)
+    ratio = {"whole": whole, "beyond": ours["beyond"] / peer["beyond"]}
+    return {"peak_bytes": found, "memory_ratio": ratio}
 
 
-def _times(models: dict[str, nn.Module], ids: Tensor, repeats: int) -> dict[str, Any]:
+def times(shape: Shape, layers: int, repeats: int) -> dict[str, Any]:
+    """CPU seconds and losses of both models, and the ratio of ours to the peer's."""
+    models, ids = build(shape.hidden, shape.vocabulary, layers), shape.ids()
     for model in models.values():
         seconds(model, ids)
     rows = [{name: seconds(model, ids) for name, model in models.items()} for _ in range(repeats)]
@@ -103,6 +130,7 @@ def _times(models: dict[str, nn.Module], ids: Tensor, repeats: int) -> dict[str,
     each = {name: {p: [row[name][p] for row in rows] for p in phases} for name in models}
     ours, peer = each["ds_llama"], each["huggingface"]
     return {
+        "loss": {name: _loss(model, ids) for name, model in models.items()},
         "median_cpu_s": {n: {p: statistics.median(v[p]) for p in phases} for n, v in each.items()},
         "time_ratio": {
             p: statistics.median(a / b for a, b in zip(ours[p], peer[p], strict=True))
@@ -143,17 +171,17 @@ def main() -> None:
             "hidden vocabulary length  MiB beyond: ours, theirs, ratio  CPU s: ours, theirs, ratio"
         )
     rows = []
-    for hidden, vocabulary in product(options.hidden, options.vocabulary):
-        models = build(hidden, vocabulary, options.layers)
-        for length in options.length:
-            ids = torch.randint(0, vocabulary, (max(options.tokens // length, 1), length))
-            shape = {"hidden": hidden, "vocabulary": vocabulary, "length": length}
-            rows.append(shape | measure(models, ids, options.repeats))
-            if not options.json:
-                print(_line(rows[-1]), flush=True)
+    for hidden, vocabulary, length in product(options.hidden, options.vocabulary, options.length):
+        shape = Shape(hidden, vocabulary, length, options.tokens)
+        row = shape._asdict() | memory(shape, options.layers)
+        if options.repeats:
+            row |= times(shape, options.layers, options.repeats)
+        rows.append(row)
+        if not options.json:
+            print(_line(row), flush=True)
     if options.json:
-        about = {name: getattr(options, name) for name in ("tokens", "layers", "threads")}
-        about |= {"repeats": options.repeats, "torch": torch.__version__}
+        about = {name: getattr(options, name) for name in ("layers", "threads", "repeats")}
+        about |= {"torch": torch.__version__}
         print(json.dumps({**about, "rows": rows}, indent=2))
 
 

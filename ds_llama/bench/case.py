@@ -162,11 +162,6 @@ class Case(Frozen):
             return Cell(**values, model_name=_shape(model))
         return Cell(**{**values, "model": self.models.get(model, model)}, model_name=model)
 
-    @property
-    def reference_cell(self) -> Cell:
-        """The cell that the others' losses and norms are compared with."""
-        return next(cell for cell in self.expanded if _is(cell, self.reference))
-
 
 def read_case(path: Path) -> Case:
     """The case in a file, checked. Raises CallError for no JSON, ConfigErrors for its content."""
@@ -183,7 +178,7 @@ def parse_case(content: Mapping[str, Any], label: str) -> Case:
         owner = Axes if prefix else Case
         raise_errors([p.to_error(label) for p in problems_of(error, owner, prefix)])
         raise
-    if not any(_is(cell, case.reference) for cell in cells):
+    if not any(matches(cell, case.reference) for cell in cells):
         raise ConfigError(
             f"no cell is the reference {json.dumps(case.reference)}",
             where=at(label, "reference"),
@@ -215,5 +210,9 @@ def _shape(model: Mapping[str, Any]) -> str:
     return "-".join(parts) or str(next(iter(model.values()), "model"))
 
 
-def _is(cell: Cell, wanted: Mapping[str, Any]) -> bool:
-    return all(getattr(cell, name, None) == value for name, value in wanted.items())
+def matches(cell: Any, wanted: Mapping[str, Any]) -> bool:
+    """Whether a cell, or a row's, has these values of axes; a model by its name or as it is."""
+    named = {"model": (cell.model, cell.model_name)}
+    return all(
+        value in named.get(axis, (getattr(cell, axis, None),)) for axis, value in wanted.items()
+    )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ds_llama.bench.case import matches
 from ds_llama.bench.report.row import OURS, Cell, Measured
 
 # What a cell's name is made of beside its strategy, where the cells of a group differ in it.
@@ -144,7 +145,7 @@ def _size(gap: float) -> float:
 
 def _group(cells: list[Cell], reference: Mapping[str, Any]) -> Group:
     measured = tuple(cell for cell in cells if cell.measured is not None)
-    wanted = [cell for cell in measured if _is(cell, reference)]
+    wanted = [cell for cell in measured if matches(cell, reference)]
     varying = [axis for axis in _WORDS if len({getattr(cell, axis) for cell in cells}) > 1]
     shared = [word for axis in _WORDS if axis not in varying and (word := _WORDS[axis](cells[0]))]
     # Of FSDP or DDP beside ZeRO a stage says nothing where all have the same.
@@ -173,10 +174,3 @@ def _name(cell: Cell, varying: Sequence[str], strategy: bool = True) -> str:
     words = [_WORDS[axis](cell) for axis in varying]
     programs = [words.pop(0)] if "program" in varying else []
     return " ".join(word for word in [*programs, cell.strategy * strategy, *words] if word)
-
-
-def _is(cell: Cell, wanted: Mapping[str, Any]) -> bool:
-    named = {"model": cell.model_name}
-    return all(
-        value in (getattr(cell, axis, None), named.get(axis)) for axis, value in wanted.items()
-    )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_llama.bench.case import Axes, parse_case, read_case
+from ds_llama.bench.case import Axes, matches, parse_case, read_case
 from ds_llama.errors import CallError, ConfigError
 
 CASES = sorted((Path(__file__).parents[3] / "benchmarks/cases").glob("*.json"))
@@ -53,7 +53,7 @@ def test_added_cells_are_laid_over_the_first() -> None:
     )
     assert [cell.strategy for cell in case.expanded] == ["zero1", "zero2", "zero3", "zero3+all"]
     assert {cell.precision for cell in case.expanded} == {"fp32"}
-    assert case.reference_cell.stage == 2
+    assert [cell.stage for cell in case.expanded if matches(cell, case.reference)] == [2]
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,15 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 def test_axes_are_all_in_a_cell() -> None:
     cell = parse_case({"sweep": {"model": "tiny"}}, "case").expanded[0]
     assert set(Axes.model_fields) <= set(cell.to_dict())
+
+
+def test_the_reference_may_name_its_model() -> None:
+    model = {"preset": "tiny", "num_hidden_layers": 1}
+    content = {
+        "models": {"flat": model},
+        "sweep": {"model": ["tiny", "flat"]},
+        "reference": {"model": "flat"},
+    }
+    case = parse_case(content, "case")
+    assert [matches(cell, case.reference) for cell in case.expanded] == [False, True]
+    assert [matches(cell, {"model": model}) for cell in case.expanded] == [False, True]

@@ -17,6 +17,7 @@ Half precision is what each way calls mixed precision:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -52,10 +53,8 @@ def model_of(resolved: Resolved, dtype: torch.dtype) -> LlamaForCausalLM:
     return model.train().to(world.device())
 
 
-class _Peer:
+class _Peer(ABC):
     """One step in the words that all three share."""
-
-    scale = 1.0
 
     def step(self, window: Sequence[Batch]) -> tuple[float, float | None]:
         losses = []
@@ -73,14 +72,17 @@ class _Peer:
         dist.all_reduce(mean)
         return float(mean) / world.world_size(), norm
 
+    @abstractmethod
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        raise NotImplementedError
+        """The mean loss of a micro-batch."""
 
+    @abstractmethod
     def backward(self, loss: Tensor, *, last: bool, steps: int) -> None:
-        raise NotImplementedError
+        """Gradients of one of `steps` micro-batches."""
 
+    @abstractmethod
     def update(self) -> float | None:
-        raise NotImplementedError
+        """Clip and update; the norm before it."""
 
     def close(self) -> None:
         self.__dict__.clear()

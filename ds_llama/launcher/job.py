@@ -1,0 +1,101 @@
+"""What a launch over several hosts is: data that travels to each host as JSON, never by a shell."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ds_llama.launcher.hostfile import Host
+
+# What reaches the ranks of the environment here: what DeepSpeed passes on (runner.py:36, with each
+# accelerator's own), and the settings that must be the same everywhere.
+EXPORTED = (
+    *("DS_", "GLOO_", "HF_", "MLFLOW", "NCCL", "OMP_", "PYTHON", "TOKENIZERS_", "TORCH_"),
+    *("UCX", "WANDB_"),
+)
+# Of a launch and of this machine alone.
+_KEPT_HERE = ("DS_LLAMA_LAUNCH", "DS_LLAMA_SUPERVISOR")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Ranks of `python -m module arguments…` on `hosts`, in their order.
+
+    env: variables that every rank gets. ops: compiled on each host before its ranks start. logs: a
+    folder on each host for what its ranks print; output: the run's folder, where a run has one.
+    `master` is filled in once the first host has said where the others reach it.
+    """
+
+    hosts: tuple[Host, ...]
+    module: str
+    arguments: tuple[str, ...]
+    logs: str
+    output: str | None = None
+    ops: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str = field(default_factory=os.getcwd)
+    python: str = sys.executable
+    master_addr: str = ""
+    master_port: int = 0
+
+    @property
+    def world_size(self) -> int:
+        """Ranks on all hosts together."""
+        return sum(host.slots for host in self.hosts)
+
+    def ranks(self, index: int) -> range:
+        """The ranks of host number `index`."""
+        first = sum(host.slots for host in self.hosts[:index])
+        return range(first, first + self.hosts[index].slots)
+
+    def world_info(self) -> str:
+        """Hosts and their devices as DeepSpeed's launch.py takes them (runner.py:413)."""
+        world = {host.name: devices(host) for host in self.hosts}
+        return base64.urlsafe_b64encode(json.dumps(world).encode()).decode()
+
+    def with_master(self, address: str, port: int) -> Job:
+        """The same job, with the place where rank 0 listens."""
+        return replace(self, master_addr=address, master_port=port)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `from_json` undoes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Job:
+        """The job that `to_json` was of."""
+        hosts = tuple(Host(**{**host, "devices": tuple(host["devices"])}) for host in data["hosts"])
+        lists = {name: tuple(data[name]) for name in ("arguments", "ops")}
+        return cls(**{**data, **lists, "hosts": hosts})
+
+
+def devices(host: Host) -> list[int]:
+    """The devices that the ranks of a host compute on."""
+    return list(host.devices or range(host.slots))
+
+
+def exported(env: Mapping[str, str]) -> dict[str, str]:
+    """The part of this environment that ranks on other hosts get too.
+
+    The working directory is on every rank's module path, as DeepSpeed has it (runner.py:583).
+    """
+    found = {
+        name: value
+        for name, value in env.items()
+        if name.startswith(EXPORTED) and name not in _KEPT_HERE
+    }
+    paths = [os.getcwd(), *filter(None, [found.get("PYTHONPATH")])]
+    return {**found, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def module_path() -> str:
+    """PYTHONPATH with which another host's Python finds this very package."""
+    own = str(Path(__file__).resolve().parents[2])
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys(filter(None, [*given, own])))

@@ -56,7 +56,7 @@ class Job:
 
     def world_info(self) -> str:
         """Hosts and their devices as DeepSpeed's launch.py takes them (runner.py:413)."""
-        world = {host.name: devices(host) for host in self.hosts}
+        world = {host.name: host.device_ids for host in self.hosts}
         return base64.urlsafe_b64encode(json.dumps(world).encode()).decode()
 
     def with_master(self, address: str, port: int) -> Job:
@@ -73,11 +73,6 @@ class Job:
         hosts = tuple(Host(**{**host, "devices": tuple(host["devices"])}) for host in data["hosts"])
         lists = {name: tuple(data[name]) for name in ("arguments", "ops")}
         return cls(**{**data, **lists, "hosts": hosts})
-
-
-def devices(host: Host) -> list[int]:
-    """The devices that the ranks of a host compute on."""
-    return list(host.devices or range(host.slots))
 
 
 def exported(env: Mapping[str, str]) -> dict[str, str]:

@@ -33,6 +33,7 @@ from ds_llama.errors import ConfigError
 Size = Annotated[Whole, Field(ge=1)]
 Stage = Annotated[Whole, Field(ge=0, le=3)]
 Precision = Literal["fp32", "bf16", "fp16"]
+Beside = Literal["counts", "parts"]
 Offload = Literal["none", "optimizer", "parameters", "all", "nvme", "nvme-all"]
 Model = str | dict[str, Any]
 T = TypeVar("T")
@@ -122,6 +123,9 @@ class Case(Frozen):
     the cells that have them.
     warmup_steps: 3 where the case does not say, 5 where any of its cells offloads: equally many for
     all, so that losses are those of the same steps.
+    measure: what is measured beside speed, both where the case does not say. counts: live bytes,
+    traffic and FLOPs. parts: the parts of a step. Each is null in the rows of a case without it,
+    whose launches take that much less time.
     device_memory, host_memory: where they are not to be asked of the machine; cells beyond them are
     not run. nvme_path: where NVMe offload goes, the benchmark's own folder without it.
     """
@@ -135,6 +139,7 @@ class Case(Frozen):
     steps: Annotated[Whole, Field(ge=1)] = 10
     warmup_steps: Annotated[Whole, Field(ge=0)] | None = None
     repeats: Annotated[Whole, Field(ge=1)] = 2
+    measure: list[Beside] = Field(default_factory=lambda: ["counts", "parts"])
     timeout_s: Annotated[Real, Field(gt=0)] = 600.0
     device_memory: str | None = None
     host_memory: str | None = None

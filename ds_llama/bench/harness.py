@@ -39,6 +39,8 @@ _KILLED = 137
 _LASTING = ("oom", "timeout")  # failures that come again; of others a later call tries again
 # What may change in a case without making its rows another's.
 _FREE = {"description", "repeats", "timeout_s", "device_memory", "host_memory"}
+# A key that is younger than a folder had this value there.
+_USUAL = {"measure": Case.model_fields["measure"].get_default(call_default_factory=True)}
 _OUT_OF_MEMORY = re.compile(
     r"OutOfMemoryError|MemoryError|can't allocate memory|CUDA out of memory|Cannot allocate memory"
 )
@@ -195,6 +197,7 @@ class _Running:
             "run": run_json(self.case, cell, self.out),
             "warmup_steps": self.case.warmup,
             "steps": self.case.steps,
+            "measure": self.case.measure,
             "profile": str(profiles.resolve()) if self.options.profile else None,
         }
 
@@ -261,7 +264,7 @@ def _claimed(case: Case, out: Path) -> Iterator[None]:
         ) from None
     try:
         path, content = out / "case.json", case.model_dump(mode="json")
-        found = read_object(path) if path.exists() else content
+        found = _USUAL | (read_object(path) if path.exists() else content)
         both = {*content, *found} - _FREE
         changed = sorted(name for name in both if found.get(name) != content.get(name))
         if changed and rows.read(out):

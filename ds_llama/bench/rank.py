@@ -1,15 +1,17 @@
 """One cell on one rank of a launch of its own.
 
-    construct, initialise, the first steps   live bytes, traffic and FLOPs are counted
+    construct, initialise, the first steps   live bytes, traffic and FLOPs are counted (`counts`)
     warm-up                                  nothing is counted
     measured steps                           each from the end of the one before: wall time
     four steps more                          parts of a step, every collective waited for at once;
-                                             the first of them warms that up
+                                             the first of them warms that up (`parts`)
     products of matrices                     what this device can do, all ranks at a time
 
-Before the measured steps every cell of a case has taken equally many, so that its losses are those
-of the same steps. FOLDER/plan.json says what to do, FOLDER/result.json what came of it; where a
-rule refuses the run that only a rank can know of, FOLDER/refused.json says which. Rank 0 writes.
+A case that does not measure `counts` or `parts` leaves those steps out; of a compiled model the
+first ones are taken, and nothing is counted. Before the measured steps every cell of a case has
+taken equally many, so that its losses are those of the same steps. FOLDER/plan.json says what to
+do, FOLDER/result.json what came of it; where a rule refuses the run that only a rank can know of,
+FOLDER/refused.json says which. Rank 0 writes.
 """
 
 from __future__ import annotations
@@ -83,11 +85,11 @@ class Measurement:
 
     def everything(self) -> dict[str, Any]:
         """What rank 0 writes; every rank takes part."""
-        counted = self._count()
-        while len(self.losses) < COUNTED_STEPS + self.plan["warmup_steps"]:
+        counted = self._start()
+        while len(self.losses) < self._first_steps():
             self._step()
         timed = self._time()
-        parts = self._parts()
+        parts = self._parts() if "parts" in self.plan["measure"] else {"parts_s": None}
         if self.plan["profile"]:
             self._profile(Path(self.plan["profile"]))
         self.program.close()
@@ -98,6 +100,7 @@ class Measurement:
             **timed,
             **parts,
             "warmup_steps": self.plan["warmup_steps"],
+            "measure": self.plan["measure"],
             "losses": self.losses,
             "grad_norms": self.norms,
             "matmul_flops": self._matmul_flops(),
@@ -115,19 +118,31 @@ class Measurement:
         options = self.plan["cell"]
         self.program: Program = open_program(self.plan["program"], self.resolved, options)
 
+    def _first_steps(self) -> int:
+        """Steps before the measured ones; equally many for all cells of a case."""
+        counted = COUNTED_STEPS if "counts" in self.plan["measure"] else 0
+        return counted + int(self.plan["warmup_steps"])
+
+    def _start(self) -> dict[str, Any]:
+        """Construction and initialisation; counted, with the steps that are, where that is asked.
+
+        A compiled model is not counted: its kernels pass no dispatcher.
+        """
+        if "counts" in self.plan["measure"] and not self.plan["cell"]["compile"]:
+            return self._count()
+        began = time.perf_counter()
+        memory.reset_peaks(self.device)
+        self._open()
+        start_s = time.perf_counter() - began
+        held = _most(ranks.gather(memory.everything(self.device)))
+        return {"start_s": start_s, "phases": None, "process_at_start": held}
+
     def _count(self) -> dict[str, Any]:
         """Live bytes by phase, what moved and what was computed in a step like all later ones.
 
-        `start_s` is construction and initialisation, with what counting adds to them. A compiled
-        model is not counted: its kernels pass no dispatcher.
+        `start_s` is construction and initialisation, with what counting adds to them.
         """
         began = time.perf_counter()
-        if self.plan["cell"]["compile"]:
-            memory.reset_peaks(self.device)
-            self._open()
-            start_s = time.perf_counter() - began
-            held = _most(ranks.gather(memory.everything(self.device)))
-            return {"start_s": start_s, "phases": None, "process_at_start": held}
         account = Account(self.device.type, process=True)
         traffic, flops = Traffic(), Flops()
         with account, traffic, flops:

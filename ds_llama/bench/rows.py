@@ -87,8 +87,7 @@ def complete(cell: Cell, prepared: Prepared, repeats: list[dict[str, Any]]) -> R
         "hfu": None if again is None else mfu * again,
         "peak_flops": {"measured": peak, "vendor": _vendor(last, resolved.dtype)},
         "memory": _memory(prepared, last),
-        "parts_s": _medians([each["parts_s"] for each in repeats]),
-        "parts_step_s": statistics.median(each["parts_step_s"] for each in repeats),
+        **_parts(repeats),
         "traffic": _traffic(resolved, last),
         "flops": counted,
         "loss": {"first": last["losses"][0], "last": last["losses"][-1]},
@@ -100,6 +99,7 @@ def complete(cell: Cell, prepared: Prepared, repeats: list[dict[str, Any]]) -> R
         "config": {
             "seed": resolved.run.train.seed,
             "warmup_steps": last["warmup_steps"],
+            "measure": last["measure"],
             "threads": last["threads"],
             "affinity": last["affinity"],
             "device": last["device"],
@@ -186,9 +186,14 @@ def _traffic(resolved: Resolved, last: dict[str, Any]) -> dict[str, Any] | None:
     return {**last["traffic"], "planned": planned}
 
 
-def _medians(found: Sequence[dict[str, float]]) -> dict[str, float]:
+def _parts(repeats: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The median launch's parts of a step, and their sum's; None where the case wants none."""
+    found = [each["parts_s"] for each in repeats if each["parts_s"] is not None]
+    if not found:
+        return {"parts_s": None, "parts_step_s": None}
     names = dict.fromkeys(name for each in found for name in each)
-    return {name: statistics.median(each.get(name, 0.0) for each in found) for name in names}
+    parts = {name: statistics.median(each.get(name, 0.0) for each in found) for name in names}
+    return {"parts_s": parts, "parts_step_s": statistics.median(e["parts_step_s"] for e in repeats)}
 
 
 def _share(repeats: Sequence[dict[str, Any]], name: str) -> float:

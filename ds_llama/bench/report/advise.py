@@ -108,7 +108,8 @@ def _taken(group: Group, advice: Advice, take: Cell) -> str:
             for cell in group.cells
             if cell is not take and cell not in advice.wrong and _same_kind(cell, take)
         ]
-        lead = f", {mine.tokens_per_s / max(following):.2f} x the next," if following else ""
+        lead = f", {mine.tokens_per_s / max(following):.2f} x the next" if following else ""
+        lead += "," if lead and held else ""
         return f"Take {name}: the fastest at {_rate(mine)}{lead}{held}."
     others = [group.name(cell) for cell in advice.fastest if cell is not take]
     least = "" if _bytes(take) is None else ", and holds least of them"

@@ -23,7 +23,7 @@ from ds_llama.bench.report.folder import Folder
 from ds_llama.bench.report.groups import Group, full_name
 from ds_llama.bench.report.plots import pictures
 from ds_llama.bench.report.row import Cell, Peak
-from ds_llama.bench.report.words import counted, listed, rate
+from ds_llama.bench.report.words import NOT_MEASURED, counted, listed, rate
 from ds_llama.units import format_bytes
 
 _NEITHER = "No cell was measured; the reasons are below."
@@ -153,6 +153,9 @@ def _method(folder: Folder) -> Iterator[Block]:
     times = counted(few, "launch", "launches") if few == many else f"{few} to {many} launches"
     counters = {n: None for c in folder.cells if c.measured for n in c.measured.joules_of}
     energy = [("Energy", f"of the whole machine: {listed([*counters])}.")] if counters else []
+    measured = [cell.measured for cell in folder.cells if cell.measured]
+    held = any(each.memory.measured for each in measured)
+    parted = any(each.parts_s for each in measured)
     yield Items(
         (
             (
@@ -171,9 +174,16 @@ def _method(folder: Folder) -> Iterator[Block]:
                 "Memory",
                 "live tensor bytes of a rank, the largest over ranks, counted at every allocation. "
                 "A CPU has one memory: all of it is the device's, and what an offload would spare "
-                "a GPU is not seen there (ds-llama plan and simulate tell).",
+                "a GPU is not seen there (ds-llama plan and simulate tell)."
+                if held
+                else f"{NOT_MEASURED}, and neither are traffic and HFU; the process's own is.",
             ),
-            ("Phases", "further steps, in which every collective and copy is waited for at once."),
+            (
+                "Phases",
+                "further steps, in which every collective and copy is waited for at once."
+                if parted
+                else f"{NOT_MEASURED}.",
+            ),
             *energy,
         )
     )

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ds_llama.bench import rank, rows
-from ds_llama.bench.case import parse_case
+from ds_llama.bench.case import Case, Cell, parse_case
 from ds_llama.bench.runs import Prepared, run_json
 from ds_llama.config import load_run
 from ds_llama.measure import rates
@@ -32,18 +32,26 @@ def rows_of_stages(folder: Path) -> None:
     sweep = {"model": larger.MODEL, "stage": [2, 3], "sequence_length": TOKENS, "world_size": 2}
     case = parse_case({"sweep": sweep, "steps": STEPS, "warmup_steps": WARMUP}, "case")
     for cell in case.expanded:
-        resolved = register.resolve_here(load_run(run_json(case, cell, folder)))
-        plan = {
-            "cell": cell.to_dict(),
-            "program": cell.program,
-            "warmup_steps": case.warmup,
-            "steps": case.steps,
-            "profile": None,
-        }
-        with mock.patch.object(rates, "best_matmul", return_value=GEMM):
-            found = rank.Measurement(plan, resolved, windows(resolved)).everything()
-        prepared = Prepared(resolved.run, resolved, memory(resolved))
-        check(rows.complete(cell, prepared, [found]), found, resolved)
+        check(*measure(case, cell, folder))
+    speed = parse_case({**case.model_dump(mode="json"), "measure": []}, "case")
+    check_speed_alone(measure(speed, speed.expanded[0], folder)[0])
+
+
+def measure(case: Case, cell: Cell, folder: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """The cell's row, what rank 0 wrote, the run."""
+    resolved = register.resolve_here(load_run(run_json(case, cell, folder)))
+    plan = {
+        "cell": cell.to_dict(),
+        "program": cell.program,
+        "warmup_steps": case.warmup,
+        "steps": case.steps,
+        "measure": case.measure,
+        "profile": None,
+    }
+    with mock.patch.object(rates, "best_matmul", return_value=GEMM):
+        found = rank.Measurement(plan, resolved, windows(resolved)).everything()
+    prepared = Prepared(resolved.run, resolved, memory(resolved))
+    return rows.complete(cell, prepared, [found]), found, resolved
 
 
 def windows(resolved: Any) -> Iterator[Any]:
@@ -80,6 +88,16 @@ def check(row: dict[str, Any], found: dict[str, Any], resolved: Any) -> None:
     assert 1 <= row["hfu"] / row["mfu"] < 1.2  # no recomputation: the scores alone
     assert abs(row["mfu"] * GEMM * 2 / row["tokens_per_s"] / flops(resolved) - 1) < 1e-9
     assert len(row["config"]["affinity"]) == 2
+
+
+def check_speed_alone(row: dict[str, Any]) -> None:
+    """No step is taken but those before the measured ones and those."""
+    assert len(row["losses"]) == WARMUP + STEPS
+    assert row["step_s"]["steps"] == STEPS
+    assert row["mfu"] > 0
+    assert row["memory"]["process"]["peak_rss_bytes"] > 2**27
+    assert row["memory"]["process_at_start"]["peak_rss_bytes"] > 2**27
+    assert row["memory"]["measured"] is row["parts_s"] is row["traffic"] is row["hfu"] is None
 
 
 def flops(resolved: Any) -> float:

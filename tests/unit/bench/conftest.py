@@ -31,6 +31,7 @@ def measured(**keys: Any) -> dict[str, Any]:
         "process": {"peak_rss_bytes": 1},
         "process_at_start": {"peak_rss_bytes": 2},
         "warmup_steps": 3,
+        "measure": ["counts", "parts"],
         "parts_s": {"forward": 0.5, "backward": 1.0},
         "parts_step_s": 1.5,
         "losses": [5.5, 5.0],

@@ -193,6 +193,20 @@ def test_another_cases_folder_is_refused(tmp_path: Path, launches: Launches) -> 
     assert "--out" in caught.value.remedy
 
 
+def test_a_folder_older_than_a_key_of_cases_is_gone_on_with(
+    tmp_path: Path, launches: Launches
+) -> None:
+    run(case_of(repeats=1), tmp_path, launches)
+    path = tmp_path / "case.json"
+    written = json.loads(path.read_text())
+    assert written.pop("measure") == ["counts", "parts"]
+    path.write_text(json.dumps(written))
+    rows = run(case_of(repeats=2), tmp_path, launches)
+    assert [len(row["repeats"]) for row in rows] == [2, 2]
+    with pytest.raises(RunError, match=r"another case \(measure differ\)"):
+        run(case_of(measure=["counts"]), tmp_path, launches)
+
+
 def test_a_case_that_has_no_rows_yet_may_be_mended(tmp_path: Path, launches: Launches) -> None:
     with pytest.raises(ConfigError):
         run(case_of(run={"trian": {}}), tmp_path, launches)

@@ -53,6 +53,19 @@ def test_energy_is_a_tokens(tmp_path: Path, launches: Launches) -> None:
     assert row["joules_per_token"] == pytest.approx(126.0 / (63 * 3))  # of the launch that has it
 
 
+def test_what_the_case_does_not_measure_is_null(tmp_path: Path, launches: Launches) -> None:
+    lacking = dict.fromkeys(("phases", "parts_s", "traffic", "flops"))
+    launches.outcomes = [ends_with(measure=[], **lacking)]
+    row, _ = run(case_of(measure=[], repeats=1), tmp_path, launches)
+    assert launches.plans[0]["measure"] == row["config"]["measure"] == []
+    assert row["status"] == "ok"
+    assert row["memory"]["measured"] is None
+    assert row["memory"]["predicted"]["device_peak_bytes"] > 1000
+    for name in ("parts_s", "parts_step_s", "traffic", "flops", "hfu"):
+        assert row[name] is None, name
+    assert row["mfu"] > 0
+
+
 @pytest.mark.parametrize("offload", ["none", "all"])
 def test_on_a_cpu_everything_is_device(offload: str, tmp_path: Path, launches: Launches) -> None:
     sweep = {"model": "tiny", "stage": 3, "offload": offload, "precision": "fp32"}

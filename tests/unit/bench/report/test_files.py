@@ -192,6 +192,19 @@ def test_what_was_not_measured_is_no_number(folder: Write) -> None:
     }
 
 
+def test_speed_alone(folder: Write) -> None:
+    """A case that measures nothing beside it: the report says so, and reckons with no number."""
+    rows = [{**blind(row), "key": row["key"], "parts_s": None} for row in measured_rows()]
+    make(path := folder(rows))
+    text = (path / "report.md").read_text()
+    assert "- **Memory**: not measured, and neither are traffic and HFU;" in text
+    assert "- **Phases**: not measured." in text
+    assert "What limits its time was not measured." in text
+    assert "Take " in text
+    assert ",." not in text
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+
+
 def test_a_changed_folder_says_so(folder: Write) -> None:
     rows = measured_rows()
     before = [timed(row, [0.1, 0.101, 0.1]) for row in rows[:3]]

@@ -13,10 +13,12 @@ the first value of every axis. `run` is laid under each cell's run JSON. No torc
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -28,7 +30,7 @@ from ds_llama.config.base import Frozen, Real, Whole, problems_of
 from ds_llama.config.files import read_object
 from ds_llama.config.problems import at, raise_errors
 from ds_llama.config.sizes import raw_preset
-from ds_llama.errors import ConfigError
+from ds_llama.errors import CallError, ConfigError
 
 Size = Annotated[Whole, Field(ge=1)]
 Stage = Annotated[Whole, Field(ge=0, le=3)]
@@ -192,6 +194,31 @@ def parse_case(content: Mapping[str, Any], label: str) -> Case:
     for name in dict.fromkeys(cell.model for cell in cells if isinstance(cell.model, str)):
         raw_preset(name, where=at(label, "sweep.model"))
     return case
+
+
+def select(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    """The cells that any of the shell patterns names; all of them for no pattern.
+
+    A pattern is held against whole names. One that no whole name is like may be anywhere in them:
+    "zero3*" is this package's own cells where there are any, "fsdp2" those of a peer. Raises
+    CallError for one that no cell's name has in it.
+    """
+    keys = {cell.key for pattern in patterns for cell in _named(cells, pattern)}
+    return [cell for cell in cells if not patterns or cell.key in keys]
+
+
+def _named(cells: Sequence[Cell], pattern: str) -> list[Cell]:
+    for each in (pattern, f"*{pattern}*"):
+        found = [c for c in cells if c.name == pattern or fnmatch.fnmatchcase(c.name, each)]
+        if found:
+            return found
+    names = [cell.name for cell in cells]
+    near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+    raise CallError(
+        f"no cell's name is like {pattern!r} or has it in it",
+        where="--only",
+        remedy=f"of the {len(names)} cells these are near: {', '.join(map(repr, near))}",
+    )
 
 
 def digest(content: Any) -> str:

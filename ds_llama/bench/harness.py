@@ -12,7 +12,6 @@ the run, the log and the time that there is, and returns the exit code (124: out
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 import shutil
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ds_llama.bench import rows
-from ds_llama.bench.case import OURS, Case, Cell
+from ds_llama.bench.case import OURS, Case, Cell, select
 from ds_llama.bench.machine import machine
 from ds_llama.bench.program import split
 from ds_llama.bench.runs import Prepared, prepare, run_json, swap_folder, write_data
@@ -69,8 +68,8 @@ class Options:
     """How a case is run here.
 
     about: each row's provenance. base: what `program` files are relative to. profile: keep traces
-    in OUT/profiles. only: shell patterns of which one is to be somewhere in the name of what is
-    launched; the other cells' rows stay as they are.
+    in OUT/profiles. only: patterns that name what is launched (`case.select`); the other cells'
+    rows stay as they are.
     """
 
     device: str
@@ -90,13 +89,7 @@ def run_case(case: Case, out: Path, start: Start, options: Options) -> list[rows
     in use.
     """
     cells = case.expanded
-    for pattern in options.only:
-        if not any(_wanted(cell, [pattern]) for cell in cells):
-            raise CallError(
-                f"no cell's name has {pattern!r} in it",
-                where="--only",
-                remedy=f"names are like {cells[0].name!r}",
-            )
+    select(cells, options.only)  # a pattern that names nothing is said before anything is made
     _require(case, cells, options.base)
     with _claimed(case, out):
         return _Running(case, out, start, options).all()
@@ -111,7 +104,7 @@ class _Running:
 
     def all(self) -> list[rows.Row]:
         prepared = self._prepare()
-        wanted = [c for c in self.cells if c.key in prepared and _wanted(c, self.options.only)]
+        wanted = [c for c in select(self.cells, self.options.only) if c.key in prepared]
         left = list(self._launches(wanted))
         self._keep()
         if left:
@@ -209,10 +202,6 @@ class _Running:
 
     def _keep(self) -> None:
         rows.write(self.out, self._found())
-
-
-def _wanted(cell: Cell, only: Sequence[str]) -> bool:
-    return not only or any(fnmatch.fnmatchcase(cell.name, f"*{pattern}*") for pattern in only)
 
 
 def _why(code: int, log: Path, timeout_s: float) -> tuple[str, str]:

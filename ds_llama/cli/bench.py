@@ -34,7 +34,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="PATTERN",
-            help='Launch cells with this shell pattern in their name ("zero3*bf16"); repeatable.',
+            help="Launch the cells whose whole name is like this shell pattern "
+            '("zero3*bf16*"), or else has it in it ("fsdp2"); repeatable.',
         ),
     ] = None,
     profile: Annotated[

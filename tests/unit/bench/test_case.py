@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ds_llama.bench.case import Axes, matches, parse_case, read_case
+from ds_llama.bench.case import Axes, matches, parse_case, read_case, select
 from ds_llama.errors import CallError, ConfigError
 
 CASES = sorted((Path(__file__).parents[3] / "benchmarks/cases").glob("*.json"))
@@ -54,6 +54,34 @@ def test_added_cells_are_laid_over_the_first() -> None:
     assert [cell.strategy for cell in case.expanded] == ["zero1", "zero2", "zero3", "zero3+all"]
     assert {cell.precision for cell in case.expanded} == {"fp32"}
     assert [cell.stage for cell in case.expanded if matches(cell, case.reference)] == [2]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "wanted"),
+    [
+        ([], [0, 1, 2, 3]),
+        (["zero3 bf16 tiny 1 x 512 on 1"], [1]),  # which is a part of a peer's name
+        (["zero*"], [0, 1]),
+        (["*zero*"], [0, 1, 2, 3]),
+        (["peer"], [2, 3]),
+        (["zero2 bf16", "peer:way zero3*"], [0, 2, 3]),
+        (["bf16*x 512"], [0, 1, 2, 3]),
+    ],
+)
+def test_patterns_are_of_whole_names_or_of_parts(patterns: list[str], wanted: list[int]) -> None:
+    sweep = {"model": "tiny", "program": ["ds_llama", "../peer.py:way"], "stage": [2, 3]}
+    cells = parse_case({"sweep": sweep}, "case").expanded
+    assert select(cells, patterns) == [cells[number] for number in wanted]
+
+
+def test_a_pattern_that_names_nothing_says_what_is_near() -> None:
+    cells = parse_case({"sweep": {"model": "tiny", "stage": [1, 2, 3]}}, "case").expanded
+    with pytest.raises(
+        CallError, match="no cell's name is like 'zero3 fp32 tiny' or has"
+    ) as caught:
+        select(cells, ["zero2*", "zero3 fp32 tiny"])
+    assert caught.value.where == "--only"
+    assert caught.value.remedy.startswith("of the 3 cells these are near: 'zero3 bf16 tiny 1 x ")
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ds_llama.launcher import envfile
 from ds_llama.launcher.hostfile import Host
-
-# What reaches the ranks of the environment here: what DeepSpeed passes on (runner.py:36, with each
-# accelerator's own), and the settings that must be the same everywhere.
-EXPORTED = (
-    *("DS_", "GLOO_", "HF_", "MLFLOW", "NCCL", "OMP_", "PYTHON", "TOKENIZERS_", "TORCH_"),
-    *("UCX", "WANDB_"),
-)
-# Of a launch and of this machine alone.
-_KEPT_HERE = ("DS_LLAMA_LAUNCH", "DS_LLAMA_SUPERVISOR")
 
 
 @dataclass(frozen=True)
@@ -76,15 +68,12 @@ class Job:
 
 
 def exported(env: Mapping[str, str]) -> dict[str, str]:
-    """The part of this environment that ranks on other hosts get too.
+    """What ranks on other hosts get of this environment and of `.deepspeed_env`.
 
     The working directory is on every rank's module path, as DeepSpeed has it (runner.py:583).
+    Raises as `envfile.read`.
     """
-    found = {
-        name: value
-        for name, value in env.items()
-        if name.startswith(EXPORTED) and name not in _KEPT_HERE
-    }
+    found = envfile.environment(env)
     paths = [os.getcwd(), *filter(None, [found.get("PYTHONPATH")])]
     return {**found, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 

@@ -66,9 +66,12 @@ def test_the_interpreter_of_any_name(python: str) -> None:
 
 def test_what_is_exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".deepspeed_env").write_text("A=$5 && b\n")
     env = {"NCCL_DEBUG": "INFO", "PYTHONPATH": "/x", "HOME": "/root", "LD_PRELOAD": "/evil.so"}
     env |= {"DS_ACCELERATOR": "cpu", "DS_LLAMA_LAUNCH": "/tmp/x", "CUDA_VISIBLE_DEVICES": "0"}
     assert exported(env) == {
+        "A": "$5 && b",
         "NCCL_DEBUG": "INFO",
         "DS_ACCELERATOR": "cpu",
         "PYTHONPATH": f"{tmp_path}{os.pathsep}/x",

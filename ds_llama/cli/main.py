@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv[1:]` by default); 0, 1, 2 or 128 + signal."""
     arguments, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     try:
+        _join_step()
         with _terminable():
             code = _dispatch(_skip_local_rank(arguments))
             sys.stdout.flush()
@@ -51,6 +52,14 @@ def _dispatch(arguments: list[str]) -> int:
     words = commands.complete(entry, rest)
     result = command.main(args=words, prog_name=f"ds-llama {entry.name}", standalone_mode=False)
     return result if isinstance(result, int) else 0
+
+
+def _join_step() -> None:
+    """A task of an `srun` of several becomes the rank that it is."""
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        from ds_llama.launcher.slurm import become_rank
+
+        become_rank()
 
 
 def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:

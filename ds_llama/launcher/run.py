@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING
 import psutil
 
 from ds_llama.errors import CallError, RunError
-from ds_llama.launcher import command, marks, ops
+from ds_llama.launcher import command, marks, ops, slurm
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR
 from ds_llama.launcher.processes import end_session, kill_session
@@ -74,6 +74,7 @@ def launch(
             where="command line",
             remedy="give --nproc N for this machine, or --hostfile FILE for several",
         )
+    slurm.refuse_in_step()
     env = rank_environment(nproc or 1)
     if nproc is not None:
         argv, world_size = command.local(arguments, nproc, env, module), nproc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from functools import partial
 
+from ds_llama.checkpoint import ranks
 from ds_llama.measure import pulse
 from ds_llama.trainer import events
 from ds_llama.trainer.guard import Guard
@@ -34,7 +35,8 @@ def run_steps(job: Job) -> None:
         if result is None:
             with pulse.within("save"):
                 job.background.finish()  # raises what failed
-            state.stopped_by = job.stop.signum or signal.SIGTERM
+            # The one exit code of all ranks: those of a host may not have had the signal yet.
+            state.stopped_by = max(ranks.gather(job.stop.signum or 0)) or signal.SIGTERM
             break
         if (why := guard.settle(result)) is not None:
             roll_back(job, why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import signal
 import time
 from contextlib import suppress
 
@@ -41,7 +42,10 @@ def run_rank(run: Run, resume: str) -> TrainState:
             raise SystemExit(error.exit_code) from error
         raise
     # All ranks together: the launcher takes the first non-zero exit, which a stop has, as a failure
-    # and ends the others, one of which may still be writing its last rows.
+    # and ends the others, one of which may still be writing its last rows; all has been done, so
+    # nobody's exit code is to be that of the SIGTERM.
+    if state.stopped_by:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return state

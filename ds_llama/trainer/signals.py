@@ -1,8 +1,10 @@
-"""Ctrl-C and SIGTERM: stop at the next step, save, and be gone before the launcher loses patience.
+"""Signals that stop a run: at the next step, with a checkpoint.
 
-DeepSpeed's launcher kills its children 30 s after a signal. The save starts at once, and a process
-that has not ended 25 s after the signal ends itself: the checkpoint being written was never
-committed, so the newest complete one stands.
+Ctrl-C and SIGTERM: DeepSpeed's launcher kills its children 30 s after a signal, as Slurm does at a
+job's end. The save starts at once, and a process that has not ended 25 s after the signal ends
+itself: the checkpoint being written was never committed, so the newest complete one stands.
+SIGUSR1 is a scheduler's announcement (`sbatch --signal=USR1@120`): there is time to save, and
+whoever has announced the end comes back with SIGTERM.
 
 Python runs its own handlers between bytecodes only, so a process that waits in a collective would
 never know. The wake-up descriptor is written by the C handler, and a thread reads it.
@@ -16,14 +18,15 @@ import sys
 import threading
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 DEADLINE_S = 25.0
 
 
 class StopRequest:
-    """Context in which SIGINT and SIGTERM set `signum` instead of ending the process.
+    """Context in which `SIGNALS` set `signum` instead of ending the process.
 
-    The first signal starts the deadline; a second SIGINT ends the process at once.
+    The first one is kept. The first SIGINT or SIGTERM starts the deadline; a SIGINT after another
+    signal ends the process at once.
     Only the main thread can install handlers; elsewhere the context does nothing.
     """
 
@@ -67,13 +70,13 @@ class StopRequest:
         os.close(self._reader)
 
     def _receive(self, signum: int) -> None:
-        if self.signum is None:
+        if self.signum is not None and signum == signal.SIGINT:
+            os._exit(128 + signum)
+        if self._timer is None and signum != signal.SIGUSR1:
             self._timer = threading.Timer(self.deadline_s, self._give_up)
             self._timer.daemon = True
             self._timer.start()
-            self.signum = signum
-        elif signum == signal.SIGINT:
-            os._exit(128 + signum)
+        self.signum = self.signum or signum
 
     def _give_up(self) -> None:
         assert self.signum is not None

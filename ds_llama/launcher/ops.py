@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ds_llama.errors import MachineError
+from ds_llama.errors import DsLlamaError, MachineError
 from ds_llama.launcher import baton
 from ds_llama.launcher.environment import find_compiler, rank_environment
 from ds_llama.launcher.processes import end_session
@@ -225,14 +225,25 @@ def _section(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _main(names: list[str]) -> int:
+def _main(words: list[str]) -> int:
     try:
-        build(names)
-    except MachineError as error:
+        build(_asked(words))
+    except DsLlamaError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
 
 
-if __name__ == "__main__":  # python -m ds_llama.launcher.ops cpu_adam
+def _asked(words: list[str]) -> list[str]:
+    """Ops by name, or those of a run, of whose command line only key=value matters here."""
+    if not words or not words[0].endswith(".json"):
+        return words
+    from ds_llama.config import load_run
+
+    overrides = [word for word in words[1:] if "=" in word and not word.startswith("-")]
+    run = load_run(words[0], *overrides)
+    return needed(run.deepspeed, run.optimizer.type if run.optimizer is not None else None)
+
+
+if __name__ == "__main__":  # python -m ds_llama.launcher.ops cpu_adam, or RUN.json [key=value …]
     sys.exit(_main(sys.argv[1:]))

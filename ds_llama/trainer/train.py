@@ -16,8 +16,8 @@ def train(engine: Any, run: Run, *, resume: str = "auto") -> TrainState:
     """Train `engine` (from `register`) on the run's data to its last step; collective.
 
     `resume`: "auto" goes on from the newest complete checkpoint if there is one, "required" stops
-    without one, "never" stops with one. SIGINT, SIGTERM and SIGUSR1 end training at the next step with
-    a checkpoint; the state's `stopped_by` is then the signal's number.
+    without one, "never" stops with one. SIGINT, SIGTERM and SIGUSR1 end training at the next step
+    with a checkpoint; the state's `stopped_by` is then the signal's number.
     Raises DataError, CheckpointError or RunError; what was committed stays whole.
     """
     with run_lock(run), watched(run), Recording.of(run) as recording:

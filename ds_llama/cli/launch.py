@@ -58,4 +58,6 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text)
     except OSError as error:
         what = f"{path} cannot be written: {error.strerror}"
-        raise CallError(what, where="--out", remedy="give a path in a folder that is") from None
+        raise CallError(
+            what, where="--out", remedy="give a path in a folder that is there"
+        ) from None

@@ -61,23 +61,24 @@ def _expand_item(item: str, text: str, where: str, most: int) -> list[str]:
     if not item:
         why = "there is nothing between two commas" if text else "it is empty"
         raise _wrong(text, why, where)
-    parts = [_part(match, text, where) for match in _PARTS.finditer(item)]
+    found = list(_PARTS.finditer(item))
+    parts = [_part(match, text, where) for match in found]
     count = 1
     for part in parts:
         count *= len(part)
     if count > most:
         raise _wrong(text, f"more than {MOST_NODES} nodes", where)
-    names = ["".join(words) for words in _combinations(parts)]
+    brackets = [index for index, match in enumerate(found) if match[1] is not None]
+    names = ["".join(words) for words in _combinations(parts, brackets)]
     for name in names:
         if not _NAME.fullmatch(name):
             raise _wrong(text, f"{name!r} is not a node's name", where)
     return names
 
 
-def _combinations(parts: list[list[str]]) -> list[tuple[str, ...]]:
+def _combinations(parts: list[list[str]], brackets: list[int]) -> list[tuple[str, ...]]:
     """Of several brackets Slurm runs through the last first, then from the first on."""
-    ranged = [index for index, part in enumerate(parts) if len(part) > 1]
-    order = [*reversed(ranged[:-1]), *ranged[-1:]]
+    order = [*reversed(brackets[:-1]), *brackets[-1:]]
     found = []
     for words in itertools.product(*(parts[index] for index in order)):
         chosen = dict(zip(order, words, strict=True))

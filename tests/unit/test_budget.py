@@ -19,7 +19,8 @@ def sources() -> list[Path]:
 
 
 def scripts() -> list[Path]:
-    return [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
+    launch = ROOT / "launch"
+    return [*sorted(launch.glob("*.sh")), *launch.glob("*.sbatch"), ROOT / ".ci" / "run"]
 
 
 def setup() -> configparser.ConfigParser:

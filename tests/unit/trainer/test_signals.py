@@ -38,7 +38,7 @@ def run(deadline_s: float, mode: str, *signals: int) -> tuple[int, str, str, flo
     return process.returncode, out, err, time.monotonic() - start
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_a_request(signum: int) -> None:
     code, out, err, _ = run(10, "prompt", signum)
     assert (code, out, err) == (0, f"stopped by {int(signum)}\n", "")
@@ -49,6 +49,13 @@ def test_a_save_that_takes_too_long_gives_way_to_the_last_checkpoint() -> None:
     assert (code, out) == (128 + signal.SIGTERM, "")
     assert "not saved within 1 s of the signal; the last complete checkpoint stands" in err
     assert seconds < 5
+
+
+def test_a_schedulers_announcement_leaves_time_until_the_end_itself() -> None:
+    code, _, err, seconds = run(1, "slow", *[signal.SIGUSR1] * 5, signal.SIGTERM)
+    assert code == 128 + signal.SIGUSR1
+    assert "not saved within 1 s of the signal" in err
+    assert 2.5 < seconds < 8
 
 
 def test_a_second_ctrl_c_ends_at_once() -> None:

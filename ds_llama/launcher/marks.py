@@ -1,8 +1,8 @@
 """How a launch knows that its ranks finished: each leaves a mark in a folder of the launch.
 
-DeepSpeed's launchers exit 0 when the process between them and the ranks is killed
-(deepspeed/launcher/runner.py: a negative return code is dropped), so an exit code of 0 proves
-nothing. The folder's path reaches the ranks in the variable DS_LLAMA_LAUNCH.
+launch.py exits 0 when all its ranks have, and so does a rank whose library has called `exit(0)`;
+DeepSpeed's runner drops a negative return code. An exit code of 0 proves nothing. The folder's path
+reaches the ranks in the variable DS_LLAMA_LAUNCH.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Start DeepSpeed's launcher as a child, pass signals on, and leave no process behind.
 
     ds-llama train --nproc 2            supervises: signals, exit code, what is left over
-      └ deepspeed.launcher.runner       argv to world info; deaf to signals
-          └ deepspeed.launcher.launch   environment of each rank; ends all when one fails
-              ├ ds_llama train  rank 0
-              └ ds_llama train  rank 1
+      └ deepspeed.launcher.launch       environment of each rank; ends all when one fails
+          ├ ds_llama train  rank 0
+          └ ds_llama train  rank 1
 
 All but the top are one session of their own, so a Ctrl-C at the terminal reaches the top one only,
 and what is left at the end is ended by that session.
@@ -66,7 +65,7 @@ def launch(
     ranks themselves.
 
     Raises CallError for a call that cannot work, MachineError when an op does not compile, and
-    RunError when a process between here and the ranks was killed.
+    RunError when all went well as far as exit codes say and yet a rank did not finish.
     """
     if (nproc is None) == (hostfile is None):
         raise CallError(
@@ -147,7 +146,11 @@ class _Launch:
                 self._timer.cancel()
                 end_session(self._child.pid)
                 self._child.wait()
-        return 128 + self._signum if self._signum is not None else exit_code(code)
+        if self._signum is not None:
+            return 128 + self._signum
+        if code < 0:
+            print(f"error: signal {-code} ended the launcher of the ranks", file=sys.stderr)
+        return exit_code(code)
 
     @contextmanager
     def _output(self) -> Iterator[IO[bytes] | None]:
@@ -183,15 +186,16 @@ class _Launch:
     def _pass_on(self) -> None:
         """Have the ranks asked to end.
 
-        The runner itself does not pass signals on when local, and runs `pkill -f` on every host
-        when not, which kills other people's jobs: its own child is asked instead.
+        On this machine the child is launch.py, which asks them. Of several hosts it is the runner,
+        which runs `pkill -f` on each, killing other people's jobs: its own child is asked instead.
         """
         with suppress(psutil.Error, OSError):
-            runner = psutil.Process(self._child.pid)
-            below = runner.children()
+            child = psutil.Process(self._child.pid)
+            asked = [child]
             if not self._local:
-                runner.kill()
-            for process in below if below else [runner]:
+                asked = child.children()
+                child.kill()
+            for process in asked:
                 process.send_signal(signal.SIGTERM)
 
     def _kill(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,16 @@ from ds_llama.launcher.orphan import die_with_parent
 
 die_with_parent()
 rank, out = os.environ["RANK"], Path(os.environ["RANK_OUT"])
+print(f"rank {rank} is up", flush=True)
 facts = {"argv": sys.argv[1:], "pid": os.getpid(), "parent": os.getppid(), "env": dict(os.environ)}
 (out / f"{rank}.part").write_text(json.dumps(facts))
 (out / f"{rank}.part").rename(out / f"{rank}.json")
-print(f"rank {rank} is up", flush=True)
 do = os.environ.get(f"RANK_{rank}", "finish").split()
 if do[0] == "finish":
     report_finished()
-elif do[0] == "exit":
+while not (out / "0.json").exists():
+    time.sleep(0.01)
+if do[0] == "exit":
     sys.exit(int(do[1]))
 elif do[0] == "signal":
     os.kill(os.getpid(), int(do[1]))
@@ -47,7 +50,8 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     and `top.py`, which launches two of it."""
     (tmp_path / "one_rank.py").write_text(RANK)
     (tmp_path / "top.py").write_text(TOP)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    path = filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     monkeypatch.setenv("RANK_OUT", str(tmp_path))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.delenv("DS_LLAMA_SUPERVISOR", raising=False)

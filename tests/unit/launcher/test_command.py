@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from deepspeed.launcher import launch as ds_launch
@@ -24,36 +28,59 @@ def parse(argv: list[str]) -> ds_runner.argparse.Namespace:
     return ds_runner.parse_args(argv[3:])
 
 
-@given(ARGUMENTS)
-def test_every_argument_passes_both_of_deepspeeds_parsers(words: list[str]) -> None:
-    arguments = ["train", *words]
-    read = parse(command.local(arguments, 2, dict(CPU), "ds_llama"))
-    assert (read.module, read.user_script, read.num_gpus) == (True, "ds_llama", 2)
-    assert read.user_args == arguments
+def parse_local(argv: list[str]) -> ds_runner.argparse.Namespace:
+    """As DeepSpeed's launch.py reads it; `world_info` as what it stands for."""
+    assert argv[:4] == [sys.executable, "-u", "-m", "ds_llama.launcher.node"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["launch.py", "--module", "ds_llama", *read.user_args])
-        assert ds_launch.parse_args().training_script_args == arguments
+        patch.setattr(sys, "argv", argv[3:])
+        read = ds_launch.parse_args()
+    read.world_info = json.loads(base64.urlsafe_b64decode(read.world_info))
+    return read
 
 
-def test_a_local_run_ignores_the_clusters_hostfile() -> None:
-    """DeepSpeed reads /job/hostfile when it is told nothing."""
-    read = parse(command.local([], 1, dict(CPU), "ds_llama"))
-    assert ds_runner.fetch_hostfile(read.hostfile) is None
-    assert read.hostfile != ds_runner.DLTS_HOSTFILE
+@given(ARGUMENTS)
+def test_every_argument_passes_deepspeeds_parser(words: list[str]) -> None:
+    arguments = ["train", *words]
+    read = parse_local(command.local(arguments, 2, dict(CPU), "ds_llama"))
+    assert (read.module, read.training_script) == (True, "ds_llama")
+    assert read.training_script_args == arguments
+
+
+def test_what_the_runner_would_give_launch_py(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that DeepSpeed's own runner says on one machine, said without it."""
+    started: list[list[str]] = []
+
+    def start(argv: list[str], **_: object) -> _Done:
+        started.append(argv)
+        return _Done()
+
+    monkeypatch.setattr(ds_runner, "subprocess", SimpleNamespace(Popen=start))
+    monkeypatch.setattr(ds_runner, "set_log_level_from_string", lambda level: None)
+    runner = ["--hostfile", os.devnull, "--log_level", "critical", "--include", "localhost:0"]
+    ds_runner.main([*runner, "--master_port", "1234", "--module", "ds_llama", "train", "run.json"])
+    theirs = parse_local([*started[0][:3], "ds_llama.launcher.node", *started[0][4:]])
+    ours = parse_local(command.local(["train", "run.json"], 1, dict(CPU), "ds_llama"))
+    assert theirs.master_port == 1234
+    assert vars(ours) == vars(theirs) | {"master_port": ours.master_port}
+
+
+class _Done:
+    returncode = 0
+
+    def wait(self) -> None:
+        """Over already."""
 
 
 def test_the_port_is_free_and_not_deepspeeds_default() -> None:
-    ports = {parse(command.local([], 1, dict(CPU), "m")).master_port for _ in range(3)}
+    ports = {parse_local(command.local([], 1, dict(CPU), "m")).master_port for _ in range(3)}
     assert len(ports) > 1
 
 
-@pytest.mark.parametrize(
-    ("visible", "include"), [("2,3", "localhost:2,3"), ("5, 1,0", "localhost:5,1")]
-)
-def test_the_users_devices_are_the_ones_used(visible: str, include: str) -> None:
+@pytest.mark.parametrize(("visible", "used"), [("2,3", [2, 3]), ("5, 1,0", [5, 1])])
+def test_the_users_devices_are_the_ones_used(visible: str, used: list[int]) -> None:
     env = {**CUDA, "CUDA_VISIBLE_DEVICES": visible}
-    read = parse(command.local([], 2, env, "ds_llama"))
-    assert (read.include, read.num_gpus) == (include, -1)
+    read = parse_local(command.local([], 2, env, "ds_llama"))
+    assert read.world_info == {"localhost": used}
     assert "CUDA_VISIBLE_DEVICES" not in env
 
 
@@ -64,9 +91,20 @@ def test_more_ranks_than_devices() -> None:
     assert caught.value.remedy.startswith("give --nproc 2, or DS_ACCELERATOR=cpu")
 
 
-def test_devices_by_name() -> None:
-    with pytest.raises(CallError, match="CUDA_VISIBLE_DEVICES=GPU-5 is not a list of indices"):
-        command.local([], 1, {**CUDA, "CUDA_VISIBLE_DEVICES": "GPU-5"}, "ds_llama")
+@pytest.mark.parametrize(
+    ("visible", "wrong"),
+    [
+        ("GPU-5", "CUDA_VISIBLE_DEVICES=GPU-5 is not a list of indices"),
+        ("1,1", "CUDA_VISIBLE_DEVICES=1,1 has a device twice, which ranks would share"),
+        ("0,4", r"CUDA_VISIBLE_DEVICES=0,4 is of more than the 4 device\(s\) that are there"),
+    ],
+)
+def test_devices_that_cannot_be(visible: str, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "count_devices", lambda: 4)
+    with pytest.raises(CallError, match=wrong) as caught:
+        command.local([], 1, {**CUDA, "CUDA_VISIBLE_DEVICES": visible}, "ds_llama")
+    assert caught.value.where == "CUDA_VISIBLE_DEVICES"
+    assert caught.value.remedy.startswith("give indices as `nvidia-smi -L` numbers them")
 
 
 @pytest.mark.parametrize("nproc", [0, -2])

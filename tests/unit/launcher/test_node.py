@@ -1,0 +1,53 @@
+"""DeepSpeed's launch.py without torch starts what it starts with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_llama.launcher import command, marks, node
+from tests.unit.launcher.test_run import facts
+
+
+@pytest.fixture(autouse=True)
+def of_no_launch(ranks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(marks.FOLDER, str(ranks))
+
+
+def found_by_ranks(module: str, ranks: Path) -> list[Any]:
+    env = dict(os.environ)
+    argv = command.local(["train", "a b"], 2, env, "one_rank")
+    assert subprocess.run([*argv[:3], module, *argv[4:]], env=env, timeout=60).returncode == 0
+    found = [facts(ranks, rank) for rank in (0, 1)]
+    return [(each["argv"], each["env"] | {"MASTER_PORT": "any"}) for each in found]
+
+
+def test_ranks_find_what_they_find_under_deepspeeds_own(ranks: Path) -> None:
+    theirs = found_by_ranks("deepspeed.launcher.launch", ranks)
+    assert theirs[1][1]["CROSS_SIZE"] == "1"
+    assert found_by_ranks("ds_llama.launcher.node", ranks) == theirs
+
+
+def test_no_torch(ranks: Path) -> None:
+    argv = command.local([], 1, dict(os.environ), "one_rank")
+    argv = [argv[0], "-X", "importtime", *argv[1:]]
+    done = subprocess.run(argv, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "deepspeed.constants" in imported
+    assert not imported & {"torch", "deepspeed", "deepspeed.utils", "deepspeed.accelerator"}
+
+
+def test_a_rank_that_ends_wakes_it() -> None:
+    began = time.monotonic()
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.1)"]) as process:
+        node._until_a_rank_ends(3600.0)
+        assert process.poll() == 0
+    node._until_a_rank_ends(3600.0)
+    assert time.monotonic() - began < 60

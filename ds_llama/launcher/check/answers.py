@@ -101,7 +101,6 @@ class Facts(Answer):
     runs: list[Running] = []
     interfaces: dict[Text, Text] = {}
     address: Text | None = None
-    name_is_loopback: bool | None = False
     files: dict[Text, Text | None] = {}
     folders: dict[Text, Folder] = {}
     marker: Marker | None = None

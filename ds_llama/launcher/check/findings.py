@@ -97,9 +97,8 @@ def _code(one: Heard, facts: Facts, expected: Expected) -> Iterator[Problem]:
     names = {*facts.package, *expected.package}
     other = sorted(each for each in names if facts.package.get(each) != expected.package.get(each))
     if other:
-        message = f"its ds_llama is not this machine's: {_listed(other)} differ" + "s" * (
-            len(other) == 1
-        )
+        verb = "differs" if len(other) == 1 else "differ"
+        message = f"its ds_llama is not this machine's: {_listed(other)} {verb}"
         remedy = "bring the same version or checkout there: the ranks would not agree"
         yield Problem("other-code", "error", one.host.name, message, remedy)
 
@@ -119,10 +118,12 @@ def _files(one: Heard, facts: Facts, expected: Expected) -> Iterator[Problem]:
 
 def _slots(one: Heard, facts: Facts, expected: Expected) -> Iterator[Problem]:
     name, slots = one.host.name, one.host.slots
-    if not expected.on_cpu and len(facts.devices) < slots:
-        there = f"{len(facts.devices)} devices are" if len(facts.devices) != 1 else "1 device is"
-        remedy = f"write slots={len(facts.devices)}" if facts.devices else "see `nvidia-smi` there"
-        yield Problem("devices", "error", name, f"slots={slots}, and {there} there", remedy)
+    wanted, count = max(one.host.device_ids) + 1, len(facts.devices)
+    if not expected.on_cpu and count < wanted:
+        there = f"{count} devices are" if count != 1 else "1 device is"
+        remedy = f"write slots={count}" if count else "see `nvidia-smi` there"
+        asked = f"slots={slots}" if wanted == slots else f"device {wanted - 1} is asked for"
+        yield Problem("devices", "error", name, f"{asked}, and {there} there", remedy)
     if expected.on_cpu and facts.cores < slots:
         message = f"slots={slots} on {facts.cores} core{'s' * (facts.cores != 1)}"
         remedy = f"write slots={facts.cores}: ranks that share a core wait for each other"
@@ -143,7 +144,9 @@ def _memory(one: Heard, facts: Facts, expected: Expected) -> Iterator[Problem]:
         message += f"{format_bytes(there.available_bytes)} are free now"
         yield Problem("memory", "warning", name, message, "end what holds the rest of it")
     wanted = expected.need.device_bytes
-    for number, device in enumerate(facts.devices[:slots] if wanted else ()):
+    for number, device in enumerate(facts.devices if wanted else ()):
+        if number not in one.host.device_ids:
+            continue
         total, used = device.total_bytes, device.used_bytes or 0
         message = f"a rank takes {format_bytes(wanted)} of device {number}, and "
         if total is not None and wanted > total:
@@ -208,8 +211,10 @@ def _matches(wanted: str, names: Iterable[str]) -> bool:
 
 def _left_over(one: Heard, facts: Facts, expected: Expected) -> Iterator[Problem]:
     name = one.host.name
-    for run in facts.runs:
+    if facts.runs:
+        run, more = facts.runs[0], len(facts.runs) - 1
         message = f"process {run.pid} of {run.user} is of another run: {run.command[:80]}"
+        message += f" (and {more} more)" if more else ""
         remedy = "wait for it, or end it if it is a left-over; it is not touched"
         yield Problem("other-run", "warning", name, message, remedy)
     missing = [op for op in expected.ops if op not in facts.ops]
@@ -275,18 +280,6 @@ def _ways(told: Sequence[Heard], expected: Expected) -> Iterator[Problem]:
             yield Problem("no-way", "error", one.host.name, message, remedy)
 
 
-def _own_name(told: Sequence[Heard], expected: Expected) -> Iterator[Problem]:
-    if len(told) < 2 or not expected.on_cpu or expected.interface is not None:
-        return
-    for one in told:
-        alone = one.facts.name_is_loopback if one.facts is not None else False
-        if alone is not False:
-            name = one.facts.host_name if one.facts is not None else ""
-            message = f"its own name {name} means " + ("itself alone" if alone else "nothing there")
-            remedy = "set GLOO_SOCKET_IFNAME, or give that name its address in /etc/hosts there"
-            yield Problem("own-name", "warning", one.host.name, message, remedy)
-
-
 def _shared(told: Sequence[Heard], expected: Expected) -> Iterator[Problem]:
     for one in told:
         marker = one.facts.marker if one.facts is not None else None
@@ -317,7 +310,7 @@ def _locks(told: Sequence[Heard], expected: Expected) -> Iterator[Problem]:
 
 
 _TOGETHER: tuple[Callable[[Sequence[Heard], Expected], Iterator[Problem]], ...] = (
-    *(_versions, _same_machine, _ways, _own_name, _shared, _locks),
+    *(_versions, _same_machine, _ways, _shared, _locks),
 )
 
 

@@ -13,6 +13,10 @@ import time
 
 _WHOLE_BYTES = 4 * 2**20  # larger files are known by their size and their two ends
 _END_BYTES = 2**20
+_LAUNCHER = re.compile(
+    r"-m (deepspeed\.launcher\.launch|ds_llama\.launcher\.(agent|node)|torch\.distributed\.run) "
+)
+_RANK = re.compile(r"-m (ds_llama|deepspeed)|--local_rank=")
 
 
 def digest(path: str) -> "str | None":
@@ -176,20 +180,16 @@ def ops() -> "list[str]":
 
 
 def runs() -> "list[dict[str, object]]":
-    """Ranks and launchers of other runs: processes with deepspeed or ds_llama as a module."""
-    ours, found = set(), []
-    pid = os.getpid()
-    while pid > 0:
-        ours.add(pid)
-        parent = re.search(r"^PPid:\s+(\d+)", read(f"/proc/{pid}/status"), re.MULTILINE)
-        pid = int(parent.group(1)) if parent else 0
+    """Other runs: what starts ranks on a node, and ranks that nothing looks after any more."""
+    found = []  # type: list[dict[str, object]]
     for path in glob.glob("/proc/[0-9]*/cmdline"):
-        pid = int(path.split("/")[2])
-        words = read(path).split("\0")
-        told = " ".join(words)
-        if pid in ours or not re.search(r"\bds_llama train\b|-m deepspeed\.launcher\.launch", told):
+        told = " ".join(read(path).split("\0")).strip()
+        status = read(os.path.join(os.path.dirname(path), "status"))
+        orphan = re.search(r"^PPid:\s+1$", status, re.MULTILINE) and _RANK.search(told)
+        if not (orphan or _LAUNCHER.search(told)):
             continue
         with contextlib.suppress(OSError, KeyError):
             user = pwd.getpwuid(os.stat(path).st_uid).pw_name
-            found.append({"pid": pid, "user": user, "command": told.strip()[:200]})
+            pid = int(path.split("/")[2])
+            found.append({"pid": pid, "user": user, "command": told[:200]})
     return found[:20]

@@ -58,7 +58,6 @@ class Probe:
             ("runs", facts.runs),
             ("interfaces", network.interfaces),
             ("address", network.own_address),
-            ("name_is_loopback", network.name_is_loopback),
         ):
             self.say({"at": "its " + name})
             found[name] = ask()

@@ -52,15 +52,6 @@ def own_address() -> "str | None":
     return next(iter(known), None)
 
 
-def name_is_loopback() -> "bool | None":
-    """Whether this host's own name means itself alone; None when it means nothing."""
-    try:
-        found = [str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)]
-    except OSError:
-        return None
-    return all(is_loopback(address) for address in found)
-
-
 class Listener:
     """Answers whoever says the token, until the process ends."""
 

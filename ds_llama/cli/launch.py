@@ -48,12 +48,11 @@ def check_command(
     include: Annotated[
         str | None, typer.Option(help="Only these: worker-0@worker-1:0,2", show_default=False)
     ] = None,
-    exclude: Annotated[
-        str | None, typer.Option(help="All but these.", show_default=False)
-    ] = None,
+    exclude: Annotated[str | None, typer.Option(help="All but these.", show_default=False)] = None,
     master_port: Annotated[
-        int, typer.Option(min=1, max=65535, help="Must be free on the first host.")
-    ] = 29500,
+        int | None,
+        typer.Option(min=1, max=65535, help="Must be free on the first host; any is else."),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Ask every host what it has, compare, and say what would go wrong; exit 1 for an error."""
@@ -65,7 +64,7 @@ def check_command(
     hosts = select(_hosts(hostfile, slots, slurm=slurm), include, exclude)
     parsed = None if run is None else load_run(run, *(overrides or []))
     reach = srun() if slurm else ssh()
-    report = preflight(hosts, parsed, reach=reach, master_port=master_port)
+    report = preflight(hosts, parsed, reach=reach, master_port=master_port or 0)
     _show(report, as_json=as_json)
     return 0 if report.ok else 1
 

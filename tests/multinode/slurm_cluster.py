@@ -149,7 +149,9 @@ class SlurmCluster:
         [first] = psutil.Process(self._box.pid).children()
         spaces = ("-m", "-n", "-u", "-p", f"--wdns={settings.pop('cwd', self.folder)}")
         found = {"PATH": _PATH, "LANG": "C.UTF-8", "HOME": str(self.folder), "USER": "root"}
-        found |= {"SLURM_CONF": str(self.folder / "slurm.conf"), **(env or {})}
+        found |= {"SLURM_CONF": str(self.folder / "slurm.conf")}
+        # Numbers of jobs begin at 1 in each cluster, and name folders there.
+        found |= {"TMPDIR": str(self.folder / "tmp"), **(env or {})}
         variables = [f"{name}={value}" for name, value in found.items()]
         return subprocess.Popen(
             ["nsenter", "-t", str(first.pid), *spaces, "env", "-i", *variables, *words],
@@ -220,7 +222,7 @@ class SlurmCluster:
         return found
 
     def _write_files(self) -> None:
-        for name in ("state", "spool"):
+        for name in ("state", "spool", "tmp"):
             (self.folder / name).mkdir(parents=True)
         last = self.count - 1
         settings = {"folder": self.folder, "last": last, "last_address": 10 + last}

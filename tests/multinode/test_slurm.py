@@ -122,6 +122,7 @@ def test_a_mistake_is_said_once(cluster: SlurmCluster) -> None:
     done = srun(cluster, "-N2", "--ntasks-per-node=2", *command)
     assert done.returncode == 2
     assert done.stderr.count("where: absent.json") == 1  # both have one /tmp
+    command = (sys.executable, "-m", "ds_llama", "--version")
     done = srun(cluster, "-N2", "--ntasks-per-node=2", *command, MASTER_PORT="6818")
     assert "error: the ranks cannot meet at port 6818 of n0: Address already" in done.stderr
     assert "where: MASTER_PORT=6818" in done.stderr
@@ -145,6 +146,23 @@ def test_a_rank_that_fails_or_loses_its_step_ends_the_others(cluster: SlurmClust
     step.kill()
     step.wait()
     cluster.cancel_all()
+
+
+@pytest.mark.timeout(90)
+def test_an_allocation_is_checked_and_written_as_a_hostfile(cluster: SlurmCluster) -> None:
+    launch = ("salloc", "-N2", "-w", "n[1-2]", "--ntasks-per-node=2", sys.executable, "-m")
+    launch = (*launch, "ds_llama", "launch")
+    done = cluster.run(*launch, "check", "--slurm", "--json", env=ENVIRONMENT)
+    report = json.loads(done.stdout)
+    assert [(host["name"], host["ok"]) for host in report["hosts"]] == [("n1", True), ("n2", True)]
+    assert all(host["facts"]["slots"] == 2 for host in report["hosts"])
+    assert [list(host["facts"]["reached"]) for host in report["hosts"]] == [["n2"], ["n1"]]
+    assert done.returncode == 0, report["problems"]
+    done = cluster.run(*launch, "hostfile", "--from-slurm", env=ENVIRONMENT)
+    assert done.stdout == "n1 slots=2\nn2 slots=2\n"
+    done = cluster.run(*launch[5:], "hostfile", "--from-slurm", env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert "error: this is no Slurm allocation: SLURM_JOB_ID is not set" in done.stderr
 
 
 @pytest.mark.timeout(240)

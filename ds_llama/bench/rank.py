@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from ds_llama.bench import operations
 from ds_llama.bench.energy import Meter
 from ds_llama.bench.program import Program, open_program
 from ds_llama.checkpoint import ranks
@@ -90,8 +91,7 @@ class Measurement:
             self._step()
         timed = self._time()
         parts = self._parts() if "parts" in self.plan["measure"] else {"parts_s": None}
-        if self.plan["profile"]:
-            self._profile(Path(self.plan["profile"]))
+        profile = self._profile()
         self.program.close()
         del self.program
         gc.collect()
@@ -99,6 +99,7 @@ class Measurement:
             **counted,
             **timed,
             **parts,
+            "profile": profile,
             "warmup_steps": self.plan["warmup_steps"],
             "measure": self.plan["measure"],
             "losses": self.losses,
@@ -226,20 +227,15 @@ class Measurement:
         parts = mean(ranks.gather(own))
         return {"parts_s": parts, "parts_step_s": sum(parts.values())}
 
-    def _profile(self, path: Path) -> None:
-        """torch's profiler over two steps of rank 0: a trace, and its operations by their time."""
-        kinds = [torch.profiler.ProfilerActivity.CPU]
-        if self.device.type == "cuda":
-            kinds.append(torch.profiler.ProfilerActivity.CUDA)
-        with torch.profiler.profile(activities=kinds) as profiler:
-            for _ in range(2):
-                self.program.step(next(self.loader))
-        if world.rank() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            profiler.export_chrome_trace(str(path))
-            by = f"self_{self.device.type}_time_total"
-            table = profiler.key_averages().table(sort_by=by, row_limit=40)
-            path.with_suffix("").with_suffix(".txt").write_text(table)
+    def _profile(self) -> dict[str, Any] | None:
+        """Rank 0's steps as torch's profiler sees them; None where nobody asked."""
+        if not self.plan["profile"]:
+            return None
+        trace = Path(self.plan["profile"]) if world.rank() == 0 else None
+        return operations.profile(self._untimed, self.device, trace)
+
+    def _untimed(self) -> None:
+        self.program.step(next(self.loader))
 
     def _matmul_flops(self) -> float:
         torch.distributed.barrier()

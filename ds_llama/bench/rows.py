@@ -88,6 +88,7 @@ def complete(cell: Cell, prepared: Prepared, repeats: list[dict[str, Any]]) -> R
         "peak_flops": {"measured": peak, "vendor": _vendor(last, resolved.dtype)},
         "memory": _memory(prepared, last),
         **_parts(repeats),
+        "profile": next((p for each in repeats[::-1] if (p := each.get("profile"))), None),
         "traffic": _traffic(resolved, last),
         "flops": counted,
         "loss": {"first": last["losses"][0], "last": last["losses"][-1]},

@@ -29,19 +29,22 @@ def command(
     run: Annotated[
         Path | None, typer.Option(help="The run whose steps are told, instead of a 1B's.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write comm.json into.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for comm.json, a benchmark's or another.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
     rank_folder: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> int:
     """Time every collective by size on the ranks of one launch, beside what its links could do.
 
     Bandwidths are nccl-tests': bus bandwidth is what crosses each link. Then what a step of each
-    ZeRO stage moves, and how long that takes.
+    ZeRO stage moves, and how long that takes. `ds-llama report DIR` shows it too.
     """
     if rank_folder is not None:
         return _run_rank(rank_folder)
     from ds_llama.bench import comm, comm_stages
     from ds_llama.bench.machine import provenance
+    from ds_llama.commit import disk
     from ds_llama.config.resolve import resolve
     from ds_llama.launcher.environment import has_device
 
@@ -62,7 +65,7 @@ def command(
     found["stages"] = [comm_stages.told(stage, found, hardware) for stage in stages]
     found["provenance"] = provenance(sys.argv[1:], device)
     if out is not None:
-        (out / "comm.json").write_text(json.dumps(found, indent=2) + "\n")
+        disk.replace(out / "comm.json", (json.dumps(found, indent=2) + "\n").encode())
     if as_json:
         print(json.dumps(found, indent=2))
     else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ds_llama.units import format_bytes, format_decimal_bytes
+from ds_llama.bench.comm_words import gigabytes, lines
+from ds_llama.units import format_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,39 +66,8 @@ def _cells(row: dict[str, Any], link: dict[str, Any] | None, width: int) -> list
         "size": format_bytes(row["bytes"]),
         "time": format_seconds(seconds["median"]),
         "p10 - p90": spread,
-        "alg GB/s": _rate(row["algorithm_bytes_per_s"]),
-        "bus GB/s": _rate(bus),
+        "alg GB/s": gigabytes(row["algorithm_bytes_per_s"]),
+        "bus GB/s": gigabytes(bus),
         "of link": f"{bus / link['bytes_per_s']:.0%}" if link else "-",
     }
     return [cells[title] for title in _titles(width)]
-
-
-def lines(found: dict[str, Any]) -> list[str]:
-    """What is said below the table."""
-    said = [_link(found)] if found["link"] else []
-    by_size: dict[str, list[dict[str, Any]]] = {}
-    for each in found["left_out"]:
-        by_size.setdefault(format_bytes(each["bytes"]), []).append(each)
-    for size, same in by_size.items():
-        names = ", ".join(f"{each['collective']} {each['dtype']}" for each in same)
-        said.append(f"left out: {size} of {names}: the first {same[0]['reason']}")
-    said += ["", f"A step of {found['run']}, if nothing is hidden behind computation:"]
-    return said + [f"- {stage['sentence']}" for stage in found["stages"]]
-
-
-def _link(found: dict[str, Any]) -> str:
-    from ds_llama.bench.comm_stages import format_seconds
-    from ds_llama.measure.bus import factor
-
-    link, ranks = found["link"], found["world_size"]
-    rate = format_decimal_bytes(link["bytes_per_s"])
-    return (
-        f"link: {rate}/s each way between neighbours that send and receive at a time; "
-        f"{format_seconds(link['latency_s'])} for {format_bytes(link['latency_bytes'])}. A ring "
-        f"reaches that as bus bandwidth at best: an all-reduce moves 2({ranks} - 1)/{ranks} = "
-        f"{factor('all_reduce', ranks):.3g} times its payload over each link."
-    )
-
-
-def _rate(bytes_per_s: float) -> str:
-    return f"{bytes_per_s / 1e9:,.3g}" if bytes_per_s < 1e12 else f"{bytes_per_s / 1e9:,.0f}"

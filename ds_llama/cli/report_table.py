@@ -44,6 +44,9 @@ def show(report: Report) -> None:
     # One line a path, whatever the width: it is there to be copied.
     console.print(f"{report.files[0]}", markup=False, soft_wrap=True)
     console.print(f"beside it: {', '.join(names[1:])} and {pictures} plots", markup=False)
+    if report.removed:
+        names = [path.name for path in report.removed]
+        console.print(f"removed, of an earlier report: {', '.join(names)}", markup=False)
 
 
 def fitting(group: Group, advice: Advice, width: int) -> Table:

@@ -1,8 +1,9 @@
-"""Time of collectives and of copies over the host link, by waiting for each at once."""
+"""Time of collectives and of copies over the host link, waiting for each at once; of NVMe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,8 +22,27 @@ _COPIES = frozenset(
 )
 
 
+# Not a context variable: autograd's own threads, in which a GPU's hooks run, would not see it.
+_entered: list[Waits] = []
+
+
+@contextmanager
+def swapping() -> Iterator[None]:
+    """The part "nvme" of a step, if parts are told apart: what is handed over there, or waited for.
+
+    Not waited for at once as all else: DeepSpeed counts its requests, and asserts that a wait ends
+    as many as it made (swap_tensor/pipelined_optimizer_swapper.py:36). What the disk does while
+    something is computed is in no part.
+    """
+    if not _entered:
+        yield
+        return
+    with _entered[-1]._timer.part("nvme"):
+        yield
+
+
 class Waits(TorchDispatchMode):
-    """While entered: `timer`'s parts "reduce", "gather" and "host link".
+    """While entered: `timer`'s parts "reduce", "gather", "host link", and "nvme" (`swapping`).
 
     Nothing overlaps any more: what is seen is what each takes alone, waiting for the slowest rank
     included, and not what it costs a step. Calls that carry nothing (`traffic.is_control`: flags,
@@ -36,7 +56,12 @@ class Waits(TorchDispatchMode):
     def __enter__(self) -> Waits:
         storages.load_dynamo()
         super().__enter__()
+        _entered.append(self)
         return self
+
+    def __exit__(self, *exception: Any) -> None:
+        _entered.remove(self)
+        super().__exit__(*exception)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -28,6 +28,7 @@ from ds_llama.config.resolve import Resolved
 from ds_llama.errors import ConfigError, MachineError
 from ds_llama.measure import accounting
 from ds_llama.measure.traffic import swapped
+from ds_llama.measure.waits import swapping
 from ds_llama.zero import world
 
 # Kept open as long as the process lives: the kernel lets go of the lock with it.
@@ -169,7 +170,8 @@ def slice_of(parameter: nn.Parameter, *, changed: bool = False) -> Iterator[torc
 
 @cache
 def tell() -> None:
-    """Let whoever counts know of every tensor that DeepSpeed reads or writes there, and of buffers.
+    """Let whoever counts know of every tensor that DeepSpeed reads or writes there, and of buffers;
+    and whoever takes the time, of what is waited for.
 
     All four swappers go through two functions (swap_tensor/utils.py:21), each by a name of its own.
     Page-locked buffers are made outside torch: an Account would see one when it is first used.
@@ -185,6 +187,7 @@ def tell() -> None:
                 setattr(module, name, _telling(getattr(module, name), way))
     handle = AsyncIOBuilder().load(verbose=False).aio_handle
     handle.new_cpu_locked_tensor = _counted(handle.new_cpu_locked_tensor)
+    handle.wait = _timed(handle.wait)
 
 
 def _counted(make: Any) -> Any:
@@ -200,7 +203,16 @@ def _counted(make: Any) -> Any:
 def _telling(swap_tensors: Any, way: str) -> Any:
     def run(handle: Any, buffers: Any, paths: Any) -> Any:
         swapped(**{way: [buffer for buffer, _ in zip(buffers, paths, strict=False)]})
-        return swap_tensors(handle, buffers, paths)
+        with swapping():
+            return swap_tensors(handle, buffers, paths)
+
+    return run
+
+
+def _timed(wait: Any) -> Any:
+    def run(handle: Any) -> Any:
+        with swapping():
+            return wait(handle)
 
     return run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ds_llama.bench.report import advise, limits, tables
+from ds_llama.bench.report import advise, collectives, limits, tables
 from ds_llama.bench.report.advise import Advice
 from ds_llama.bench.report.changes import change_blocks
 from ds_llama.bench.report.compare import Comparison
@@ -22,6 +22,7 @@ from ds_llama.bench.report.document import (
 from ds_llama.bench.report.folder import Folder
 from ds_llama.bench.report.groups import Group, full_name
 from ds_llama.bench.report.plots import pictures
+from ds_llama.bench.report.profiles import profile_blocks
 from ds_llama.bench.report.row import Cell, Peak
 from ds_llama.bench.report.words import NOT_MEASURED, counted, listed, rate
 from ds_llama.units import format_bytes
@@ -42,6 +43,8 @@ def document(
         blocks += [Heading("More ranks", anchor="ranks"), scaling]
     for group, advice in measured:
         blocks += _group(group, advice, "" if len(measured) == 1 else f"-{group.slug}")
+    if folder.comm is not None:
+        blocks += collectives.blocks(folder.comm)
     blocks += _failed([cell for group, _ in found for cell in group.failed])
     if measured:
         blocks += _method(folder)
@@ -52,6 +55,8 @@ def document(
 def _head(folder: Folder, measured: Sequence[tuple[Group, Advice]]) -> Iterator[Block]:
     if folder.description:
         yield Text(folder.description)
+    if not folder.cells:
+        return
     number = sum(cell.measured is not None for cell in folder.cells)
     words = [f"{number} of {len(folder.cells)} cells measured", *_machine(folder.cells)]
     yield Text("; ".join(words) + ".", "note")
@@ -105,6 +110,7 @@ def _group(group: Group, advice: Advice, suffix: str) -> Iterator[Block]:
     yield Heading("What limits each cell", 3)
     said = ((group.name(cell), " ".join(limits.sentences(group, cell))) for cell in group.cells)
     yield Items(tuple(said))
+    yield from profile_blocks(group)
     if len(group.cells) > 1:
         yield Heading("The same training?", 3)
         yield from tables.parity_blocks(group)
@@ -192,14 +198,13 @@ def _method(folder: Folder) -> Iterator[Block]:
 def _provenance(folder: Folder) -> Iterator[Block]:
     """What the rows say of where they were made; where they differ, every value."""
     found: dict[str, dict[str, None]] = {}
+    every = [(folder.comm.provenance or {}) if folder.comm else {}]
     for cell in folder.cells:
-        if cell.measured is None:
-            continue
-        config = cell.measured.config or {}
-        about = {
-            **(cell.measured.provenance or {}),
-            **{k: config[k] for k in _CONFIG if k in config},
-        }
+        if cell.measured is not None:
+            config = cell.measured.config or {}
+            own = {key: config[key] for key in _CONFIG if key in config}
+            every.append({**(cell.measured.provenance or {}), **own})
+    for about in every:
         for key, value in about.items():
             found.setdefault(key, {})[_value(key, value)] = None
     if found:

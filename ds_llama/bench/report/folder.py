@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
-from ds_llama.bench.report.row import Cell, parse
+from ds_llama.bench.report import collectives
+from ds_llama.bench.report.collectives import Comm
+from ds_llama.bench.report.row import Cell, Read, parse
 from ds_llama.errors import CallError, DataError
 
 ROWS, CASE = "rows.jsonl", "case.json"
@@ -19,12 +21,16 @@ _BENCH = "ds-llama bench CASE.json --out DIR"
 
 @dataclass(frozen=True)
 class Folder:
-    """`reference`: the axes of the cell that the others are compared with; {} for the first."""
+    """`reference`: the axes of the cell that the others are compared with; {} for the first.
+
+    comm: what `ds-llama bench comm` wrote there, if it did; there may be no cells then.
+    """
 
     path: Path
     cells: tuple[Cell, ...]
     description: str = ""
     reference: Mapping[str, Any] | None = None
+    comm: Comm | None = None
 
     @property
     def name(self) -> str:
@@ -44,6 +50,9 @@ def read_folder(path: Path) -> Folder:
             where=str(path),
             remedy=f"give the folder that `{_BENCH}` wrote",
         )
+    comm = collectives.read(path)
+    if comm is not None and not rows.exists():
+        return Folder(path, (), comm=comm)
     if not rows.is_file():
         raise CallError(
             f"is no benchmark's folder: it has no {ROWS}",
@@ -54,7 +63,7 @@ def read_folder(path: Path) -> Folder:
     if not cells:
         raise DataError("holds no row yet", where=str(rows), remedy=f"run `{_BENCH}`")
     case = _read_case(path / CASE)
-    return Folder(path, cells, str(case.get("description") or ""), case.get("reference") or {})
+    return Folder(path, cells, case.description, case.reference, comm)
 
 
 def _read_rows(path: Path) -> tuple[Cell, ...]:
@@ -89,14 +98,23 @@ def _damaged(path: Path, line: int, why: str) -> DataError:
     )
 
 
-def _read_case(path: Path) -> dict[str, Any]:
-    """The case; {} where there is none: the rows say all but the description and the reference."""
+class _Case(Read):
+    """What the rows do not say: all of it may be missing."""
+
+    description: str = ""
+    reference: dict[str, Any] = Field(default_factory=dict)
+
+
+def _read_case(path: Path) -> _Case:
     if not path.is_file():
-        return {}
+        return _Case()
+    remedy = "remove the file, or mend it"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _Case.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"is not JSON: {error}", where=str(path), remedy="remove the file, or mend it"
-        ) from error
-    return content if isinstance(content, dict) else {}
+        raise DataError(f"is not JSON: {error}", where=str(path), remedy=remedy) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole"
+        what = f"is no benchmark's case ({key}: {first['msg']})"
+        raise DataError(what, where=str(path), remedy=remedy) from error

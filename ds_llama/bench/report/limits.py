@@ -20,6 +20,7 @@ _PHRASES = {
     "gather": "gathering weights",
     "optimizer": "the optimizer's step",
     "host link": "copies over the host link",
+    "nvme": "NVMe",
     "data": "waiting for data",
     "other": "what is in no part",
 }

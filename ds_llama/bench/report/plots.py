@@ -47,6 +47,7 @@ _PARTS = {
     "gather": YELLOW,
     "optimizer": GREEN,
     "host link": RED,
+    "nvme": INK,
     "other": GREY,
 }
 _PLANNED = {"peak": ("o", BLUE), "at rest": ("s", ORANGE), "host peak": ("^", GREEN)}

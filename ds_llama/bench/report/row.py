@@ -17,11 +17,13 @@ OURS = "ds_llama"
 AnyFloat = Annotated[float, Field(allow_inf_nan=True)]
 
 
-class _Read(BaseModel):
+class Read(BaseModel):
+    """A part of a file that a benchmark wrote; it may have more than this says."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Step(_Read):
+class Step(Read):
     """Seconds of a step: over all measured steps, and the median of each launch."""
 
     median: float = Field(gt=0)
@@ -31,7 +33,7 @@ class Step(_Read):
     medians: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
 
 
-class Side(_Read):
+class Side(Read):
     """Bytes of a rank, the largest over ranks; `terms` split the device's by what they are for."""
 
     device_peak_bytes: int
@@ -44,7 +46,7 @@ class Side(_Read):
     peak_terms: dict[str, int] = {}
 
 
-class Memory(_Read):
+class Memory(Read):
     """By plan, by counting (None where nothing could be counted), and of the process.
 
     A CPU has one memory, and all that is counted there is the device's; the plan is of a GPU, with
@@ -56,7 +58,7 @@ class Memory(_Read):
     process: dict[str, float | None] | None = None
 
 
-class Theory(_Read):
+class Theory(Read):
     """What moved beside the paper's count; `gaps` names the cause of every byte between them."""
 
     measured_bytes: float
@@ -66,7 +68,7 @@ class Theory(_Read):
     gaps: dict[str, float] = {}
 
 
-class Traffic(_Read):
+class Traffic(Read):
     """Bytes of a rank in a step."""
 
     collectives: dict[str, float] = {}
@@ -79,7 +81,7 @@ class Traffic(_Read):
     theory: Theory | None = None
 
 
-class Flops(_Read):
+class Flops(Read):
     """Of a rank in a step; `hardware` counts what is computed twice twice."""
 
     model: float
@@ -87,14 +89,30 @@ class Flops(_Read):
     recomputed: float = 0
 
 
-class Peak(_Read):
+class Peak(Read):
     """FLOP/s of a product of matrices: measured in the same launch, and the vendor's figure."""
 
     measured: float = Field(gt=0)
     vendor: float | None = None
 
 
-class Launch(_Read):
+class Operation(Read):
+    """Seconds and calls of one operation in a step, without those within it."""
+
+    name: str
+    self_s: float
+    calls: float
+
+
+class Profile(Read):
+    """A step of rank 0 by torch's profiler; self_s: of all operations, those not named too."""
+
+    clock: str
+    self_s: float = Field(gt=0)
+    operations: list[Operation]
+
+
+class Launch(Read):
     """One launch of a cell, raw."""
 
     device: str | None = None
@@ -102,7 +120,7 @@ class Launch(_Read):
     matmul_flops: float | None = None
 
 
-class Measured(_Read):
+class Measured(Read):
     """What a row has beyond its cell when the cell was measured."""
 
     parameters: int
@@ -117,6 +135,7 @@ class Measured(_Read):
     peak_flops: Peak | None = None
     memory: Memory = Memory()
     parts_s: dict[str, float] | None = None
+    profile: Profile | None = None
     traffic: Traffic | None = None
     flops: Flops | None = None
     losses: list[AnyFloat | None] = []
@@ -154,7 +173,7 @@ class Measured(_Read):
         return self.repeats[-1].device if self.repeats else None
 
 
-class Cell(_Read):
+class Cell(Read):
     """One cell of a case: what it is, and what came of it."""
 
     key: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_llama.bench.report import advise, columns, compose, html, limits, markdown
+from ds_llama.bench.report import advise, columns, compose, html, limits, markdown, stale
 from ds_llama.bench.report.advise import Advice
 from ds_llama.bench.report.compare import Comparison, compare
 from ds_llama.bench.report.folder import Folder, read_folder
@@ -19,12 +19,13 @@ HTML, MARKDOWN, CSV = "report.html", "report.md", "rows.csv"
 
 @dataclass(frozen=True)
 class Report:
-    """What was read and made of it; `files` are those written."""
+    """What was read and made of it; `files` are those written, `removed` an earlier report's."""
 
     folder: Folder
     found: tuple[tuple[Group, Advice], ...]
     comparison: Comparison | None
     files: tuple[Path, ...]
+    removed: tuple[Path, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -34,12 +35,15 @@ class Report:
             "measured": sum(len(group.cells) for group, _ in self.found),
             "groups": [_group(group, advice) for group, advice in self.found if group.cells],
             "comparison": self.comparison and self.comparison.to_dict(),
+            "collectives": self.folder.comm is not None,
             "files": [str(path) for path in self.files],
+            "removed": [str(path) for path in self.removed],
         }
 
 
 def make(path: Path, other: Path | None = None) -> Report:
-    """Read the rows in `path`; write report.html, report.md, rows.csv and the plots there.
+    """Read the rows in `path`; write report.html, report.md, rows.csv and the plots there, and
+    remove those that an earlier report wrote and this one does not.
 
     `other`: the folder of an earlier run, which `path` is compared with.
     Raises CallError for folders that hold no benchmark, DataError for damaged rows.
@@ -49,20 +53,18 @@ def make(path: Path, other: Path | None = None) -> Report:
     each = groups(folder.cells, folder.reference or {})
     found = tuple((group, advise.advise(group)) for group in each)
     made = compose.document(folder, found, comparison)
-    files: dict[str, str | bytes] = {
-        HTML: html.page(made),
-        MARKDOWN: markdown.text(made),
-        CSV: columns.text(each),
-        **{f"{picture.name}.png": picture.png for picture in made.pictures},
-    }
-    return Report(folder, found, comparison, _written(path, files))
-
-
-def _written(folder: Path, files: dict[str, str | bytes]) -> tuple[Path, ...]:
-    for name, content in files.items():
-        data = content.encode() if isinstance(content, str) else content
-        (folder / name).write_bytes(data)
-    return tuple(folder / name for name in files)
+    beside = {MARKDOWN: markdown.text(made).encode()}
+    if folder.cells:
+        beside[CSV] = columns.text(each).encode()
+    beside |= {f"{picture.name}.png": picture.png for picture in made.pictures}
+    removed = stale.left_behind(path, HTML, beside)
+    page = f"{html.page(made)}{stale.record(beside)}\n".encode()
+    files = {HTML: page, **beside}
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    for old in removed:
+        old.unlink()
+    return Report(folder, found, comparison, tuple(path / n for n in files), tuple(removed))
 
 
 def _group(group: Group, advice: Advice) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from ds_llama.bench import rank, rows
 from ds_llama.bench.case import Case, Cell, parse_case
-from ds_llama.bench.runs import Prepared, run_json
+from ds_llama.bench.runs import Prepared, run_json, swap_folder
 from ds_llama.config import load_run
 from ds_llama.measure import rates
 from ds_llama.measure.timers import StepTimer
@@ -100,6 +100,20 @@ def check_speed_alone(row: dict[str, Any]) -> None:
     assert row["memory"]["measured"] is row["parts_s"] is row["traffic"] is row["hfu"] is None
 
 
+def parts_on_nvme(folder: Path) -> None:
+    """What waits for NVMe is a part of its own; it is none where nothing is swapped (`PARTS`)."""
+    sweep = {"model": larger.MODEL, "stage": 3, "offload": "nvme-all", "sequence_length": TOKENS}
+    steps = {"steps": 1, "warmup_steps": 1, "measure": ["parts"]}
+    case = parse_case({"sweep": {**sweep, "world_size": 2}, **steps}, "case")
+    (cell,) = case.expanded
+    (swap_folder(case, cell, folder) / "swap").mkdir(parents=True, exist_ok=True)
+    row, *_ = measure(case, cell, folder)
+    parts = row["parts_s"]
+    assert parts.keys() == PARTS | {"nvme"}, parts
+    assert all(parts[name] > 0 for name in PARTS | {"nvme"}), parts
+    assert abs(sum(parts.values()) - row["parts_step_s"]) < 1e-9
+
+
 def flops(resolved: Any) -> float:
     return float(resolved.model.flops_per_token(TOKENS))
 
@@ -127,4 +141,8 @@ def waits(folder: Path) -> None:
     gathered.wait()
 
 
-CELLS = {"rows": ((2,), rows_of_stages), "waits": ((2,), waits)}
+CELLS = {
+    "rows": ((2,), rows_of_stages),
+    "waits": ((2,), waits),
+    "nvme-parts": ((2,), parts_on_nvme),
+}

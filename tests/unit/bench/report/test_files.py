@@ -205,6 +205,24 @@ def test_speed_alone(folder: Write) -> None:
     assert not re.search(r"\b(nan|inf|None)\b", text)
 
 
+def test_a_profile_says_where_the_time_goes(folder: Write) -> None:
+    names = ["aten::mm", "aten::copy_", "gloo:all_reduce", "void kernel<" + "x" * 90]
+    spent = zip(names, (6e-3, 2e-3, 1e-3, 5e-4), strict=True)
+    found = [{"name": name, "self_s": seconds, "calls": 2.0} for name, seconds in spent]
+    profile = {"steps": 2, "clock": "cpu", "self_s": 1e-2, "operations": found}
+    first, second = measured_rows()[:2]
+    make(path := folder([first | {"profile": profile}, second | {"profile": None}]))
+    text = (path / "report.md").read_text()
+    assert text.count("<summary>") == 1
+    assert "aten::mm 60%, aten::copy_ 20%, gloo:all_reduce 10%</summary>" in text
+    assert "| aten::mm | 60% | 6 ms | 2 |" in text
+    assert "| all others | 5% | 500 us |  |" in text
+    assert "…" in text
+    assert "Shares of the self CPU time of all operations" in text
+    make(path := folder([first]))
+    assert "by profile" not in (path / "report.md").read_text()
+
+
 def test_a_changed_folder_says_so(folder: Write) -> None:
     rows = measured_rows()
     before = [timed(row, [0.1, 0.101, 0.1]) for row in rows[:3]]

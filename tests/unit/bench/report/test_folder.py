@@ -70,3 +70,11 @@ def test_a_damaged_case(folder: Write) -> None:
     (path / "case.json").write_text("{")
     with pytest.raises(DataError, match="is not JSON"):
         read_folder(path)
+    for text, what in (
+        ('{"reference": [1]}', "reference: Input should be"),
+        ("[]", "the whole: Input"),
+    ):
+        (path / "case.json").write_text(text)
+        with pytest.raises(DataError, match="is no benchmark's case") as caught:
+            read_folder(path)
+        assert what in caught.value.what

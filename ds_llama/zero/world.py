@@ -50,8 +50,13 @@ def prepare() -> None:
 
 
 def _launched() -> bool:
-    """Whether a launcher, torch's, DeepSpeed's or MPI's, has said which rank this process is."""
-    return any(name in os.environ for name in ("RANK", "WORLD_SIZE", *_MPI_RANKS))
+    """Whether a launcher, torch's, DeepSpeed's or MPI's, has said which rank this process is.
+
+    Slurm's srun says it of a single task too, on clusters where that is MPI's way (PMI).
+    """
+    names = ("RANK", "WORLD_SIZE", *_MPI_RANKS)
+    alone = os.environ.get("PMI_SIZE") == "1"
+    return any(name in os.environ for name in names if not (alone and name == "PMI_RANK"))
 
 
 def rank() -> int:

@@ -63,6 +63,18 @@ def test_a_run_s_own_optimizer_of_torch_needs_none() -> None:
     assert ops.needed(offload, "SGD") == ["async_io"]
 
 
+def test_the_ops_of_a_runs_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = {"model": {"preset": "debug"}, "data": {"train": "shard"}, "deepspeed": "zero2"}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    words = [str(tmp_path / "run.json"), "--resume", "required"]
+    assert ops._asked(words) == []
+    offload = "deepspeed.zero_optimization.offload_optimizer.device=cpu"
+    assert ops._asked([*words, offload]) == ["cpu_adam"]
+    assert ops._asked(["async_io"]) == ["async_io"]
+    assert ops._main([str(tmp_path / "absent.json")]) == 2
+    assert f"where: {tmp_path}/absent.json" in capsys.readouterr().err
+
+
 def test_every_op_has_a_builder() -> None:
     from deepspeed.ops import op_builder
 

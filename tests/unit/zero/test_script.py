@@ -124,6 +124,20 @@ def test_a_world_of_one_only_where_nobody_launched(
     assert not deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"]
 
 
+@pytest.mark.parametrize(("size", "alone"), [("1", True), ("2", False)])
+def test_a_single_task_of_srun_with_pmi_is_a_world_of_one(
+    size: str, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", size)
+    monkeypatch.setitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", True)
+    world.prepare()
+    assert ("LOCAL_SIZE" in os.environ) == alone
+
+
 def test_the_page_names_every_argument() -> None:
     page = (Path(__file__).parents[3] / "docs" / "existing-scripts.md").read_text()
     names = set(inspect.signature(deepspeed.initialize).parameters)

@@ -59,7 +59,7 @@ def run_rank(folder: Path) -> None:
     world.join()
     try:
         resolved = register.resolve_here(load_run(plan["run"]))
-        with _loader(resolved) as loader:
+        with open_loader(resolved) as loader:
             result = Measurement(plan, resolved, loader).everything()
     except ConfigError as error:
         if world.rank() == 0:
@@ -270,7 +270,8 @@ def _affinity() -> list[int]:
 
 
 @contextmanager
-def _loader(resolved: Resolved) -> Iterator[Loader]:
+def open_loader(resolved: Resolved) -> Iterator[Loader]:
+    """This rank's batches of the run's data, in the run's order."""
     run = resolved.run
     dataset, order = open_data(run.data.train, run.data.sequence_length, run.train.seed)
     loader = Loader(

@@ -32,17 +32,15 @@ def profile(step: Callable[[], None], device: torch.device, trace: Path | None) 
         profiler.export_chrome_trace(str(trace))
         table = average.table(sort_by=by, row_limit=40)
         trace.with_suffix("").with_suffix(".txt").write_text(table)
-    found = [
-        (str(each.key), getattr(each, by) / 1e6 / STEPS, each.count / STEPS) for each in average
-    ]
+    found = [(str(e.key), getattr(e, by) / 1e6 / STEPS, e.count / STEPS) for e in average]
     found.sort(key=lambda one: -one[1])
     return {
         "steps": STEPS,
         "clock": clock,
-        "self_s": sum(seconds for seconds, _, _ in found),
+        "self_s": sum(seconds for _, seconds, _ in found),
         "operations": [
             {"name": name, "self_s": seconds, "calls": calls}
-            for seconds, calls, name in found[:_MOST]
+            for name, seconds, calls in found[:_MOST]
             if seconds > 0
         ],
     }

@@ -12,10 +12,9 @@ from pathlib import Path
 from types import FrameType
 
 from ds_llama.errors import DsLlamaError
+from ds_llama.launcher.marks import LOST
 
 PIPE_CLOSED = 128 + signal.SIGPIPE
-# What gloo and NCCL say of a rank that is gone.
-_LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 _NO_HOST_MEMORY = "DefaultCPUAllocator: can't allocate memory"  # a bare RuntimeError
 
 
@@ -108,7 +107,7 @@ def _innermost(error: BaseException) -> str:
 def _is_echo(error: BaseException) -> bool:
     """Whether a collective broke off since another rank had ended, which has said why."""
     folder = os.environ.get("DS_LLAMA_LAUNCH")
-    if not folder or "RANK" not in os.environ or not any(word in str(error) for word in _LOST):
+    if not folder or "RANK" not in os.environ or not any(word in str(error) for word in LOST):
         return False
     return any(Path(folder).glob("said-*"))
 

@@ -74,12 +74,13 @@ def exported(env: Mapping[str, str]) -> dict[str, str]:
     Raises as `envfile.read`.
     """
     found = envfile.environment(env)
-    paths = [os.getcwd(), *filter(None, [found.get("PYTHONPATH")])]
+    paths = [os.getcwd(), *module_path(found)]
     return {**found, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 
-def module_path() -> str:
-    """PYTHONPATH with which another host's Python finds this very package."""
-    own = str(Path(__file__).resolve().parents[2])
-    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join(dict.fromkeys(filter(None, [*given, own])))
+def module_path(env: Mapping[str, str]) -> list[str]:
+    """PYTHONPATH with which another host's Python finds this very package, installed or not."""
+    root = Path(__file__).resolve().parents[2]
+    own = [] if root.name.endswith("-packages") else [str(root)]
+    given = env.get("PYTHONPATH", "").split(os.pathsep)
+    return list(dict.fromkeys(filter(None, [*given, *own])))

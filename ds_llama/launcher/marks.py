@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 
 FOLDER = "DS_LLAMA_LAUNCH"
+# What gloo and NCCL say of a rank that is gone.
+LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 
 
 def report_finished() -> None:
@@ -20,6 +22,11 @@ def report_finished() -> None:
         Path(os.environ[FOLDER], f"finished-{os.environ['RANK']}").touch()
 
 
+def has_finished(folder: Path, rank: int) -> bool:
+    """Whether the rank left its mark."""
+    return (folder / f"finished-{rank}").exists()
+
+
 def unfinished(folder: Path, world_size: int) -> list[int]:
     """The ranks that left no mark."""
-    return [rank for rank in range(world_size) if not (folder / f"finished-{rank}").exists()]
+    return [rank for rank in range(world_size) if not has_finished(folder, rank)]

@@ -30,6 +30,7 @@ from ds_llama.launcher import command, marks, ops, slurm
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR
 from ds_llama.launcher.processes import end_session, kill_session
+from ds_llama.launcher.status import exit_code
 
 if TYPE_CHECKING:
     from ds_llama.config.run import Run
@@ -200,14 +201,3 @@ class _Launch:
 
     def _kill(self) -> None:
         kill_session(self._child.pid)
-
-
-def exit_code(code: int) -> int:
-    """A shell's exit code for what the launcher's exit says.
-
-    launch.py leaves with its rank's negative code, which the system cuts to 8 bits: a rank that
-    signal 9 killed gives 256 - 9 = 247.
-    """
-    if code < 0:
-        return 128 - code
-    return 128 + (256 - code) if code > 256 - signal.NSIG else code

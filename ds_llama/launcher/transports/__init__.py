@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 
@@ -24,5 +25,6 @@ SSH_OPTIONS = (
 
 def agent(job: Job, words: Sequence[str]) -> str:
     """The line for the other host's shell that becomes the agent there, quoted for any sh."""
-    argv = ["exec", "env", f"PYTHONPATH={module_path()}", "PYTHONUNBUFFERED=1", job.python]
+    path = os.pathsep.join(module_path(os.environ))
+    argv = ["exec", "env", f"PYTHONPATH={path}", "PYTHONUNBUFFERED=1", job.python]
     return shlex.join([*argv, "-m", "ds_llama.launcher.agent", *words])

@@ -64,7 +64,9 @@ def test_the_interpreter_of_any_name(python: str) -> None:
     assert words[-1] == "%n"
 
 
-def test_what_is_exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_exported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repository: Path
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".deepspeed_env").write_text("A=$5 && b\n")
@@ -74,5 +76,5 @@ def test_what_is_exported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         "A": "$5 && b",
         "NCCL_DEBUG": "INFO",
         "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": f"{tmp_path}{os.pathsep}/x",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), "/x", str(repository)]),
     }

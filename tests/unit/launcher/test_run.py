@@ -17,7 +17,8 @@ import pytest
 
 from ds_llama.errors import CallError, RunError
 from ds_llama.launcher import run as launching
-from ds_llama.launcher.run import exit_code, launch
+from ds_llama.launcher.run import launch
+from ds_llama.launcher.status import exit_code
 
 
 def facts(folder: Path, rank: int) -> dict[str, Any]:

@@ -34,6 +34,16 @@ def command(
     hostfile: Annotated[
         Path | None, typer.Option(help="Start on the hosts of this DeepSpeed hostfile.")
     ] = None,
+    launcher: Annotated[
+        str, typer.Option(help="What starts the agents on the hosts: ssh or pdsh.")
+    ] = "ssh",
+    nodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Take this many of the hosts; the others are spares."),
+    ] = None,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="After a failure go on from the checkpoint, so many times.")
+    ] = 0,
     resume: Annotated[
         Resume, typer.Option(help="Go on from the newest complete checkpoint.")
     ] = Resume.auto,
@@ -51,8 +61,18 @@ def command(
 
         if nproc is not None and _is_finished(parsed, nproc, resume.value):
             return 0
-        words = ["train", str(run), *overrides, "--resume", resume.value]
-        return launch(words, parsed, nproc=nproc, hostfile=hostfile)
+        words = ["train", str(run), *overrides, "--resume"]
+        again = Resume.auto if resume is Resume.never else resume
+        return launch(
+            [*words, resume.value],
+            parsed,
+            nproc=nproc,
+            hostfile=hostfile,
+            launcher=launcher,
+            nodes=nodes,
+            restarts=restarts,
+            again=[*words, again.value],
+        )
     from ds_llama.trainer.rank import run_rank
 
     state = run_rank(parsed, resume.value)

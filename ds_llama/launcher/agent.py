@@ -138,7 +138,7 @@ class Agent:
             self._say("out", text=text)
 
     def _stop(self, how: str) -> None:
-        if how == "save" and self._ranks is not None and self._ranks.pids:
+        if how == "save" and self._ranks is not None and self._ranks.are_up:
             self._until = time.monotonic() + SAVE_S
             self._ranks.ask()
         else:
@@ -193,7 +193,10 @@ def main(argv: Sequence[str]) -> None:
     if given.connect is None:
         incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     else:
-        connection = socket.create_connection((login[0], given.connect), timeout=SILENT_S)
+        try:
+            connection = socket.create_connection((login[0], given.connect), timeout=SILENT_S)
+        except (OSError, IndexError) as error:
+            sys.exit(f"the launcher cannot be reached from here, port {given.connect}: {error}")
         connection.settimeout(None)
         incoming, outgoing = connection.makefile("rb"), connection.makefile("wb")
     # From here on nobody else reads or writes there by mistake.

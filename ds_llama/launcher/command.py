@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ds_llama.errors import CallError
-from ds_llama.launcher import hostfile as hostfiles
 from ds_llama.launcher.environment import count_devices, has_device
 
-# Between hosts DeepSpeed joins the arguments into one line for a shell on the other side.
-_SAFE_FOR_A_SHELL = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 _QUIET = ("--log_level", "critical")
 
 
@@ -33,29 +28,6 @@ def local(arguments: Sequence[str], nproc: int, env: dict[str, str], module: str
     launch = [sys.executable, "-u", "-m", "ds_llama.launcher.node", f"--world_info={world}"]
     launch += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", *_QUIET]
     return [*launch, "--module", module, *arguments]
-
-
-def multinode(arguments: Sequence[str], path: Path | str, module: str) -> tuple[list[str], int]:
-    """argv for the ranks of a hostfile, and how many these are.
-
-    DeepSpeed's runner is given the file, and reaches the hosts through pdsh and ssh. Raises
-    CallError for an argument that the shells on the way would change.
-    """
-    hosts = hostfiles.read(path)
-    for argument in arguments:
-        if not _SAFE_FOR_A_SHELL.fullmatch(argument):
-            raise CallError(
-                f"{argument!r} would not arrive unchanged: a shell on each host reads it",
-                where="command line",
-                remedy="write the value into the run's JSON, and give no blanks or quotes here",
-            )
-    argv = [*_runner(), "--hostfile", str(path), "--module", module, *arguments]
-    return argv, sum(host.slots for host in hosts)
-
-
-def _runner() -> list[str]:
-    runner = [sys.executable, "-m", "deepspeed.launcher.runner", *_QUIET]
-    return [*runner, "--master_port", str(_free_port())]
 
 
 def _devices(nproc: int, env: dict[str, str]) -> list[int]:

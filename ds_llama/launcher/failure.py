@@ -14,7 +14,11 @@ TAIL_LINES = 20
 _TAIL_BYTES = 1 << 15
 _ERROR = re.compile(r"^error: .+\nwhere: .+\nremedy: .+$", re.MULTILINE)
 # Of whom a rank speaks that found another one hanging (measure.liveness).
-_BLAMED = re.compile(r"^where: step (\d+), rank (\d+) on (\S+), process", re.MULTILINE)
+_BLAMED = re.compile(
+    r"^error: .* in step \d+, (?P<phase>[^;\n]+).*\n"
+    r"where: step (?P<step>\d+), rank (?P<rank>\d+) on (?P<host>\S+), process",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -65,29 +69,26 @@ def report(failures: Sequence[Failure], stopped_s: float) -> str:
     if first.tail and first.rank != 0:  # rank 0's words are on the screen already
         lines.append(f"the last lines of {_who(first)}:")
         lines += [f"  {line}" for line in first.tail.splitlines()[-TAIL_LINES:]]
-    said = first.error or next((failure.error for failure in failures if failure.error), "")
+    others = [failure.error for failure in failures if failure.error and not failure.is_echo]
+    said = first.error or next(iter(others), "")
     if not first.error:
         place = f", {first.place}" if first.place else ""
         where = f"{first.host}:{first.log}" if first.log else first.host
         lines += [f"error: {first.what}{place}", f"where: {where}", f"remedy: {first.remedy}"]
-    if said and (first.rank == 0 or not first.error):
-        lines.append(said)
+        lines += [said] if said else []
     return "\n".join([*lines, _last_line(first, said, stopped_s)])
 
 
 def _last_line(failure: Failure, said: str, stopped_s: float) -> str:
-    words = [failure.host]
-    if failure.rank is not None:
-        words.append(f"rank {failure.rank}")
+    host, rank, place, log = failure.host, failure.rank, failure.place, failure.log
     if blamed := _BLAMED.search(said):
-        step, rank, host = blamed.groups()
-        words = [host, f"rank {rank}", f"step {step}"]
-    elif failure.place:
-        words.append(failure.place)
-    words.append(f"exit code {failure.code}")
-    if failure.log:
-        words.append(f"log {failure.host}:{failure.log}")
-    return f"the run failed: {', '.join(words)}; all else was stopped after {stopped_s:.1f} s"
+        host, rank = blamed["host"], int(blamed["rank"])
+        place = f"step {blamed['step']}, {blamed['phase']}"
+        log = f"{Path(log).parent}/*_rank{rank}.log"
+    words = [host, "" if rank is None else f"rank {rank}", place, f"exit code {failure.code}"]
+    words.append(f"log {host}:{log}" if log else "")
+    line = ", ".join(word for word in words if word)
+    return f"the run failed: {line}; all else was stopped after {stopped_s:.1f} s"
 
 
 def _who(failure: Failure) -> str:

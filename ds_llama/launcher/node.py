@@ -1,6 +1,6 @@
 """`python -m ds_llama.launcher.node …`: DeepSpeed's launch.py, which starts and watches ranks.
 
-It takes launch.py's arguments and runs its code. Two things are different:
+It takes launch.py's arguments and runs its code. Three things are different:
 
 - launch.py computes nothing, and yet imports all of deepspeed and torch (two seconds, before the
   first rank starts) for a logger, one function over numactl, and the name of the variable that
@@ -8,6 +8,7 @@ It takes launch.py's arguments and runs its code. Two things are different:
   it is there that variables differ.
 - It looks for the end of a rank once a second, and sleeps once more after the last one. Here it is
   woken (where the system can: not on macOS before Python 3.13).
+- It keeps to itself which rank is which process, and which of them ended how. Here both are marks.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ import importlib
 import importlib.util
 import logging
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+from ds_llama.launcher import marks
 
 _ACCELERATOR = "deepspeed.accelerator"
 _VISIBLE = "CUDA_VISIBLE_DEVICES"  # a CPU's too (deepspeed/accelerator/cpu_accelerator.py:363)
@@ -32,6 +37,7 @@ def main() -> None:
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         _spare_the_imports()
     launch: Any = importlib.import_module("deepspeed.launcher.launch")
+    launch.subprocess = SimpleNamespace(Popen=_Rank)
     launch.time = SimpleNamespace(**{**vars(time), "sleep": _until_a_rank_ends})
     launch.main()
 
@@ -55,6 +61,22 @@ def _module(name: str, *folders: Path) -> Any:
     module = sys.modules[name] = ModuleType(name)
     module.__path__ = list(map(str, folders))
     return module
+
+
+class _Rank(subprocess.Popen[bytes]):
+    """A rank, whose pid and exit code are left as marks for whoever supervises this launch."""
+
+    def __init__(self, cmd: Sequence[str], *, env: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(cmd, env=env, **settings)
+        self._rank = env["RANK"]
+        marks.report_started(self._rank, self.pid)
+
+    def poll(self) -> int | None:
+        """As Popen's."""
+        code = super().poll()
+        if code is not None:
+            marks.report_ended(self._rank, code)
+        return code
 
 
 class _Cpu:

@@ -7,6 +7,7 @@ import hmac
 import os
 import re
 import secrets
+import socket
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -85,8 +86,9 @@ class Calls:
             self._task(self._read(peer, child.stdout, notes))
 
     async def _open_pdsh(self) -> None:
-        self._server = await asyncio.start_server(self._answer, port=0, limit=LONGEST_BYTES)
-        port = self._server.sockets[0].getsockname()[1]
+        listening = _listen()
+        port = listening.getsockname()[1]
+        self._server = await asyncio.start_server(self._answer, sock=listening, limit=LONGEST_BYTES)
         [argv] = pdsh.commands(self.job, port, self._token)
         child = await self._spawn(argv, stdin=DEVNULL, env=os.environ | pdsh.environment())
         assert child.stdout is not None
@@ -182,6 +184,13 @@ class Calls:
             and 0 <= index < len(self.peers)
             and self.peers[index].writer is None
         )
+
+
+def _listen() -> socket.socket:
+    """A free port on every address of this machine: hosts know it by one of them."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
 
 
 def _text(line: bytes) -> str:

@@ -1,4 +1,4 @@
-"""The ranks of one host: DeepSpeed's launch.py, who is below it, and how each of them ends."""
+"""The ranks of one host: launch.py, which starts them, and what becomes of each of them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import codecs
 import contextlib
 import json
 import os
-import queue
-import select
 import shutil
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
 
 from ds_llama.launcher import failure, marks, routes
 from ds_llama.launcher.environment import rank_environment
@@ -25,9 +20,8 @@ from ds_llama.launcher.failure import Failure
 from ds_llama.launcher.job import Job
 from ds_llama.launcher.orphan import SUPERVISOR
 from ds_llama.launcher.processes import end_session, kill_session
-from ds_llama.launcher.status import exit_code, of_zombie
+from ds_llama.launcher.status import exit_code
 
-_POLL_S = 0.1
 _OUTPUT_BYTES = 1 << 15
 # What of a surrounding launch would be taken for this one's.
 _FOREIGN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CUDA_VISIBLE_DEVICES")
@@ -38,9 +32,7 @@ class Ranks:
 
     def __init__(self, job: Job, index: int) -> None:
         self.job, self.host, self.wanted = job, job.hosts[index].name, job.ranks(index)
-        self.pids: dict[int, int] = {}
-        self.codes: dict[int, int | None] = {}
-        self._ends: queue.SimpleQueue[tuple[int, int | None]] = queue.SimpleQueue()
+        self._told: set[int] = set()
         self._marks = Path(tempfile.mkdtemp(prefix="ds-llama-"))
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._read_bytes, self._began = 0, time.time()
@@ -55,7 +47,7 @@ class Ranks:
 
     def _argv(self, index: int) -> list[str]:
         job = self.job
-        words = ["-u", "-m", "deepspeed.launcher.launch", f"--world_info={job.world_info()}"]
+        words = ["-u", "-m", "ds_llama.launcher.node", f"--world_info={job.world_info()}"]
         words += [f"--node_rank={index}", f"--master_addr={job.master_addr}"]
         words += [f"--master_port={job.master_port}", f"--enable_each_rank_log={job.logs}"]
         return [job.python, *words, "--log_level=critical", "--module", job.module, *job.arguments]
@@ -70,27 +62,27 @@ class Ranks:
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
         return {**env, marks.FOLDER: str(self._marks), SUPERVISOR: str(os.getpid())}
 
+    @property
+    def are_up(self) -> bool:
+        """Whether there are any yet."""
+        return bool(marks.started(self._marks))
+
     def fallen(self) -> list[Failure]:
         """Ranks that have failed since the last call, in the order of their ends."""
-        self._find()
-        found = []
-        while not self._ends.empty():
-            rank, code = self._ends.get()
-            self.codes[rank] = code
-            if not self._has_finished(rank):
-                found.append(self.describe(rank))
+        ended = marks.ended(self._marks)
+        new = [rank for rank in ended if rank not in self._told]
+        self._told.update(new)
+        found = [self.describe(rank) for rank in new if not self._has_finished(rank)]
         code = self.launch.poll()
-        if code and not self.pids:  # it never came so far as to start one
-            what = f"DeepSpeed's launch.py on {self.host} ended with exit code {exit_code(code)}"
+        if code and not self.are_up:  # it never came so far as to start one
+            what = f"launch.py on {self.host} ended with exit code {exit_code(code)}"
             remedy = f"see what it said above, after `{self.host}:`"
             found.append(Failure(self.host, what, exit_code(code), remedy=remedy))
         return found
 
     def describe(self, rank: int) -> Failure:
-        """A rank that did not finish; its code is launch.py's where nobody else knows it."""
-        code = self.codes.get(rank)
-        if code is None or code == 0:
-            code = exit_code(self.launch.poll() or 1)
+        """A rank that did not finish; one of which nothing is known has launch.py's code."""
+        code = exit_code(marks.ended(self._marks).get(rank, 0) or self.launch.poll() or 1)
         log = next(map(str, sorted(Path(self.job.logs).glob(f"*_rank{rank}.log"))), "")
         return failure.of_rank(self.host, rank, code, place=self._place(rank), log=log)
 
@@ -113,9 +105,9 @@ class Ranks:
 
         launch.py would ask one after the other, each when the one before has ended.
         """
-        self._find()
-        for rank, pid in self.pids.items():
-            if rank not in self.codes:
+        ended = marks.ended(self._marks)
+        for rank, pid in marks.started(self._marks).items():
+            if rank not in ended:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGTERM)
 
@@ -126,11 +118,6 @@ class Ranks:
         else:
             kill_session(self.launch.pid)
         self.launch.wait()
-        deadline = time.monotonic() + 1.0
-        while len(self.codes) < len(self.pids) and time.monotonic() < deadline:
-            with contextlib.suppress(queue.Empty):
-                rank, code = self._ends.get(timeout=_POLL_S)
-                self.codes[rank] = code
 
     def close(self) -> None:
         """The marks are read."""
@@ -138,34 +125,6 @@ class Ranks:
 
     def _has_finished(self, rank: int) -> bool:
         return marks.has_finished(self._marks, rank)
-
-    def _find(self) -> None:
-        """Learn the ranks' pids: launch.py's children, once they have become what they shall be."""
-        if len(self.pids) == len(self.wanted):
-            return
-        with contextlib.suppress(psutil.Error):
-            for child in psutil.Process(self.launch.pid).children():
-                with contextlib.suppress(psutil.Error, KeyError):
-                    rank = int(child.environ()["RANK"])
-                    if rank not in self.pids:
-                        self.pids[rank] = child.pid
-                        self._watch(rank, child.pid)
-
-    def _watch(self, rank: int, pid: int) -> None:
-        watch = threading.Thread(target=self._wait, args=(rank, pid), daemon=True)
-        watch.name = f"end of rank {rank}"
-        watch.start()
-
-    def _wait(self, rank: int, pid: int) -> None:
-        try:
-            descriptor = os.pidfd_open(pid)
-        except (AttributeError, OSError):  # no Linux, a sandbox that forbids it, or it has ended
-            while psutil.pid_exists(pid) and of_zombie(pid) is None:
-                time.sleep(_POLL_S)
-        else:
-            select.select([descriptor], [], [])
-            os.close(descriptor)
-        self._ends.put((rank, of_zombie(pid)))
 
     def _place(self, rank: int) -> str:
         """Step and phase that the rank wrote last for those who watch it (trainer.watching)."""

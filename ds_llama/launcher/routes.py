@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -11,20 +12,18 @@ import psutil
 def source(towards: str) -> str | None:
     """The address that this host has on its route to `towards`; None without a route."""
     family = socket.AF_INET6 if ":" in towards else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((towards, 9))  # sends nothing: it asks for the route
-        except OSError:
-            return None
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((towards, 9))  # sends nothing: it asks for the route
         address: str = probe.getsockname()[0]
         return address
+    return None
 
 
 def interface(address: str) -> str | None:
     """The name of the interface with this address."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(found.address.partition("%")[0] == address for found in addresses):
-            return name
+            return str(name)
     return None
 
 

@@ -1,4 +1,6 @@
-"""Start DeepSpeed's launcher as a child, pass signals on, and leave no process behind.
+"""Start DeepSpeed's launcher, pass signals on, and leave no process behind.
+
+On this machine (on several hosts: `several`):
 
     ds-llama train --nproc 2            supervises: signals, exit code, what is left over
       └ deepspeed.launcher.launch       environment of each rank; ends all when one fails
@@ -23,10 +25,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, TYPE_CHECKING
 
-import psutil
-
 from ds_llama.errors import CallError, RunError
-from ds_llama.launcher import command, marks, ops, slurm
+from ds_llama.launcher import command, marks, ops, several, slurm
+from ds_llama.launcher import hostfile as hostfiles
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR
 from ds_llama.launcher.processes import end_session, kill_session
@@ -49,6 +50,10 @@ def launch(
     module: str = "ds_llama",
     log: Path | None = None,
     timeout_s: float | None = None,
+    launcher: str = "ssh",
+    nodes: int | None = None,
+    restarts: int = 0,
+    again: Sequence[str] | None = None,
 ) -> int:
     """Run `python -m module arguments…` on every rank; the exit code of the run.
 
@@ -60,10 +65,9 @@ def launch(
     have 40 s to save, and a second one ends everything at once. The ops that `run` needs are
     compiled first.
 
-    With `hostfile` the file is checked and given to DeepSpeed's runner (pdsh over ssh) together
-    with the module and the arguments. Supervision ends at this machine then: a signal ends the
-    connections, the other hosts' ranks end when DeepSpeed notices, and ops are compiled by the
-    ranks themselves.
+    With `hostfile` they run on its hosts (on `nodes` of them), each under an agent there that
+    `launcher` starts (`several.launch_on`, which has `restarts` and `again`); `log` and `timeout_s`
+    are for one machine alone, and what ranks print is kept in a file for each, on its host.
 
     Raises CallError for a call that cannot work, MachineError when an op does not compile, and
     RunError when all went well as far as exit codes say and yet a rank did not finish.
@@ -75,25 +79,42 @@ def launch(
             remedy="give --nproc N for this machine, or --hostfile FILE for several",
         )
     slurm.refuse_in_step()
-    env = rank_environment(nproc or 1)
-    if nproc is not None:
-        argv, world_size = command.local(arguments, nproc, env, module), nproc
-        if Path("/sys/class/net/lo").exists():
-            # gloo would look up this host's name, which containers and laptops often cannot.
-            env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        if run is not None:
-            kind = run.optimizer.type if run.optimizer is not None else None
-            ops.build(ops.needed(run.deepspeed, kind))
-    else:
-        assert hostfile is not None
-        argv, world_size = command.multinode(arguments, hostfile, module)
-        del env["OMP_NUM_THREADS"]
+    if launcher not in several.SUPERVISED:
+        raise CallError(
+            f"there is no launcher {launcher!r}",
+            where="--launcher",
+            remedy=f"give one of {', '.join(several.SUPERVISED)}",
+        )
+    if hostfile is None and (nodes is not None or restarts):
+        raise CallError(
+            "--nodes and --restarts are for several machines",
+            where="command line",
+            remedy="give --hostfile FILE, which may name this machine",
+        )
+    if hostfile is not None:
+        hosts = hostfiles.read(hostfile)
+        return several.launch_on(
+            *(hosts, arguments, run),
+            module=module,
+            launcher=launcher,
+            nodes=nodes,
+            restarts=restarts,
+            again=again,
+        )
+    assert nproc is not None
+    env = rank_environment(nproc)
+    argv = command.local(arguments, nproc, env, module)
+    if Path("/sys/class/net/lo").exists():
+        # gloo would look up this host's name, which containers and laptops often cannot.
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if run is not None:
+        kind = run.optimizer.type if run.optimizer is not None else None
+        ops.build(ops.needed(run.deepspeed, kind))
     with tempfile.TemporaryDirectory(prefix="ds-llama-") as folder:
-        if nproc is not None:
-            env.update({marks.FOLDER: folder, SUPERVISOR: str(os.getpid())})
-        code = _Launch(argv, env, local=nproc is not None, log=log, timeout_s=timeout_s).run()
-        if code == 0 and nproc is not None:
-            _require_finished(Path(folder), world_size)
+        env.update({marks.FOLDER: folder, SUPERVISOR: str(os.getpid())})
+        code = _Launch(argv, env, log=log, timeout_s=timeout_s).run()
+        if code == 0:
+            _require_finished(Path(folder), nproc)
     return code
 
 
@@ -115,11 +136,10 @@ class _Launch:
         argv: Sequence[str],
         env: dict[str, str],
         *,
-        local: bool,
         log: Path | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        self._argv, self._env, self._local = argv, env, local
+        self._argv, self._env = argv, env
         self._log, self._timeout_s = log, timeout_s
         self._signum: int | None = None
         self._timer = threading.Timer(PATIENCE_S, self._kill)
@@ -185,19 +205,9 @@ class _Launch:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        """Have the ranks asked to end.
-
-        On this machine the child is launch.py, which asks them. Of several hosts it is the runner,
-        which runs `pkill -f` on each, killing other people's jobs: its own child is asked instead.
-        """
-        with suppress(psutil.Error, OSError):
-            child = psutil.Process(self._child.pid)
-            asked = [child]
-            if not self._local:
-                asked = child.children()
-                child.kill()
-            for process in asked:
-                process.send_signal(signal.SIGTERM)
+        """Have the ranks asked to end, by launch.py."""
+        with suppress(OSError):
+            self._child.send_signal(signal.SIGTERM)
 
     def _kill(self) -> None:
         kill_session(self._child.pid)

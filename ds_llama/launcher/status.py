@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-from pathlib import Path
 
 
 def exit_code(code: int) -> int:
@@ -16,17 +14,3 @@ def exit_code(code: int) -> int:
     if code < 0:
         return 128 - code
     return 128 + (256 - code) if code > 256 - signal.NSIG else code
-
-
-def of_zombie(pid: int) -> int | None:
-    """The exit code of a process that has ended while its parent has not asked for it yet.
-
-    None when it runs, or is gone. See `exit_code`, the 52nd field, in proc(5).
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (OSError, ValueError):
-        return None
-    if fields[0] not in ("Z", "X"):
-        return None
-    return exit_code(os.waitstatus_to_exitcode(int(fields[49])))

@@ -93,7 +93,7 @@ def _inquiry(
     return Inquiry(
         python=python,
         cwd=os.getcwd(),
-        env={**asked, "PYTHONPATH": module_path()},
+        env={**asked, "PYTHONPATH": os.pathsep.join(module_path(env))},
         files=() if wanted is None else wanted.read,
         folders=folders if wanted is None else (*folders, wanted.output, *wanted.nvme),
         output=None if wanted is None else wanted.output,

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,11 +20,6 @@ from ds_llama.launcher import command
 CPU = {"DS_ACCELERATOR": "cpu"}
 CUDA = {"DS_ACCELERATOR": "cuda"}
 ARGUMENTS = st.lists(st.text(st.characters(exclude_characters="\0", codec="utf-8")), max_size=8)
-
-
-def parse(argv: list[str]) -> ds_runner.argparse.Namespace:
-    assert argv[:3] == [sys.executable, "-m", "deepspeed.launcher.runner"]
-    return ds_runner.parse_args(argv[3:])
 
 
 def parse_local(argv: list[str]) -> ds_runner.argparse.Namespace:
@@ -112,22 +106,3 @@ def test_no_processes(nproc: int) -> None:
     with pytest.raises(CallError, match=f"{nproc} processes cannot train") as caught:
         command.local([], nproc, dict(CPU), "ds_llama")
     assert (caught.value.where, caught.value.remedy) == ("--nproc", "give 1 or more")
-
-
-def test_several_hosts(tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_text("a slots=2\nme@b slots=3\n")
-    argv, world_size = command.multinode(["train", "run.json", "train.steps=5"], path, "ds_llama")
-    read = parse(argv)
-    assert (read.hostfile, read.user_script, world_size) == (str(path), "ds_llama", 5)
-    assert read.user_args == ["train", "run.json", "train.steps=5"]
-    assert ds_runner.fetch_hostfile(read.hostfile) == {"a": 2, "me@b": 3}
-
-
-@pytest.mark.parametrize("word", ["a b", "x;reboot", "$HOME", "'q'", "", "a\nb", "é", "*"])
-def test_what_a_shell_would_change_is_refused(word: str, tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_text("a slots=1\n")
-    with pytest.raises(CallError, match="would not arrive unchanged") as caught:
-        command.multinode(["train", word], path, "ds_llama")
-    assert caught.value.remedy.startswith("write the value into the run's JSON")

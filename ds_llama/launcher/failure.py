@@ -52,8 +52,10 @@ def cause(failures: Sequence[Failure]) -> Failure:
 
 
 def of_rank(host: str, rank: int, code: int, *, place: str = "", log: str = "") -> Failure:
-    """What is known on its host of a rank that left with this code."""
+    """What is known on its host of a rank that left with this code; 0 is no success here."""
     ended = f"rank {rank} on {host} ended with exit code {code}"
+    if code == 0:
+        ended, code = f"rank {rank} on {host} left without having finished", 1
     remedy = "see its log"
     if code > 128:
         ended = f"rank {rank} on {host} was ended by signal {code - 128} ({_name(code - 128)})"

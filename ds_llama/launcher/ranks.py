@@ -82,7 +82,8 @@ class Ranks:
 
     def describe(self, rank: int) -> Failure:
         """A rank that did not finish; one of which nothing is known has launch.py's code."""
-        code = exit_code(marks.ended(self._marks).get(rank, 0) or self.launch.poll() or 1)
+        code = marks.ended(self._marks).get(rank)
+        code = exit_code((self.launch.poll() or 1) if code is None else code)
         log = next(map(str, sorted(Path(self.job.logs).glob(f"*_rank{rank}.log"))), "")
         return failure.of_rank(self.host, rank, code, place=self._place(rank), log=log)
 

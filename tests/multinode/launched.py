@@ -16,7 +16,7 @@ from tests.multinode.cluster import Cluster
 
 # Does what is written in the file do-RANK, once there is one.
 RANK = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from ds_llama.launcher.marks import report_finished
 from ds_llama.launcher.orphan import die_with_parent
@@ -30,7 +30,6 @@ print(f"rank {rank} is up", flush=True)
 for _ in range(2400):
     time.sleep(0.05)
     if (folder / f"do-{rank}").exists():
-        time.sleep(0.05)
         break
 word, _, value = (folder / f"do-{rank}").read_text().partition(" ")
 if word == "finish":
@@ -43,6 +42,10 @@ elif word == "exit":
     os._exit(int(value))
 elif word == "signal":
     os.kill(os.getpid(), int(value))
+elif word == "deaf":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (folder / f"deaf-{rank}").touch()
+    time.sleep(120)
 """
 
 TOP = """
@@ -106,8 +109,10 @@ class Launched:
         return found
 
     def tell(self, rank: int, word: str) -> None:
-        """finish, raise TEXT, leave, exit N or signal N."""
-        (self.folder / f"do-{rank}").write_text(word)
+        """finish, raise TEXT, leave, exit N, signal N or deaf."""
+        path = self.folder / f"told-{rank}"
+        path.write_text(word)
+        path.rename(self.folder / f"do-{rank}")
 
     def tell_all(self, word: str) -> None:
         """Every rank the same."""

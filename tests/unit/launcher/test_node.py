@@ -51,3 +51,17 @@ def test_a_rank_that_ends_wakes_it() -> None:
         assert process.poll() == 0
     node._until_a_rank_ends(3600.0)
     assert time.monotonic() - began < 60
+
+
+def test_what_becomes_of_the_ranks_is_left_as_marks(
+    ranks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK_0", "sleep")
+    monkeypatch.setenv("RANK_1", "exit 3")
+    env = dict(os.environ)
+    done = subprocess.run(command.local([], 2, env, "one_rank"), env=env, timeout=60)
+    assert done.returncode == 3
+    assert marks.ended(ranks) == {1: 3}  # the other was ended by launch.py, which looks no more
+    assert set(marks.started(ranks)) == {0, 1}
+    assert facts(ranks, 1)["pid"] == marks.started(ranks)[1]
+    assert marks.unfinished(ranks, 2) == [0, 1]

@@ -1,0 +1,99 @@
+"""Which hosts an attempt takes, where its logs go, and what is said to a call that cannot work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ds_llama.errors import CallError
+from ds_llama.launcher import several
+from ds_llama.launcher.hostfile import Host
+from ds_llama.launcher.job import Job
+from ds_llama.launcher.run import launch
+from ds_llama.launcher.supervisor import Outcome
+
+HOSTS = [Host(name, 1) for name in "abcd"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "down", "chosen"),
+    [
+        (None, "", "abcd"),
+        (None, "b", "abcd"),  # there is no other
+        (2, "", "ab"),
+        (2, "a", "bc"),
+        (3, "bd", "abc"),  # in the file's order
+        (1, "abcd", "a"),
+    ],
+)
+def test_hosts_of_an_attempt(nodes: int | None, down: str, chosen: str) -> None:
+    found = several.choose(HOSTS, nodes, set(down))
+    assert "".join(host.name for host in found) == chosen
+
+
+def test_more_hosts_than_there_are() -> None:
+    with pytest.raises(CallError, match="5 hosts are asked for, and there are 4") as caught:
+        several.choose(HOSTS, 5)
+    assert caught.value.where == "--nodes"
+    assert caught.value.remedy == "give --nodes 4, or add hosts to the hostfile"
+
+
+def test_logs_are_in_a_folder_of_the_attempts_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = several.job_of(HOSTS, ["train"], None, "ds_llama")
+    assert re.fullmatch(rf"{tmp_path}/logs/\d{{8}}-\d{{6}}-\d+", job.logs)
+    assert (job.cwd, job.ops, job.output) == (str(tmp_path), (), None)
+
+
+@pytest.mark.parametrize(
+    ("codes", "started"),
+    [
+        ([Outcome(0)], "ab"),
+        ([Outcome(137), Outcome(0)], "ab ab"),
+        ([Outcome(1, ("a",)), Outcome(1, ("b",)), Outcome(0)], "ab bc cd"),
+        ([Outcome(1, ("a",)), Outcome(1), Outcome(1)], "ab bc bc"),
+        ([Outcome(130, (), 2)], "ab"),
+        ([Outcome(2)], "ab"),
+    ],
+)
+def test_attempts(
+    codes: list[Outcome], started: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is started after what; the last one's code is the launch's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(several, "_PAUSE_S", 0)
+    jobs: list[Job] = []
+    left = list(codes)
+
+    class Played:
+        def __init__(self, job: Job, transport: str) -> None:
+            jobs.append(job)
+
+        def run(self) -> Outcome:
+            return left.pop(0)
+
+    monkeypatch.setattr(several, "Supervisor", Played)
+    settings: dict[str, Any] = {"module": "m", "launcher": "ssh", "nodes": 2, "restarts": 2}
+    code = several.launch_on(HOSTS, ["first"], None, again=["again"], **settings)
+    assert code == codes[-1].code
+    assert " ".join("".join(host.name for host in job.hosts) for job in jobs) == started
+    assert [job.arguments for job in jobs] == [("first",), ("again",), ("again",)][: len(jobs)]
+
+
+@pytest.mark.parametrize(
+    ("given", "what", "where"),
+    [
+        ({"hostfile": "h", "launcher": "rsh"}, "there is no launcher 'rsh'", "--launcher"),
+        ({"nproc": 1, "nodes": 2}, "--nodes and --restarts are for several", "command line"),
+        ({"nproc": 1, "restarts": 1}, "--nodes and --restarts are for several", "command line"),
+    ],
+)
+def test_calls_that_cannot_work(given: dict[str, Any], what: str, where: str) -> None:
+    with pytest.raises(CallError, match=what) as caught:
+        launch([], **given)
+    assert caught.value.where == where

@@ -23,7 +23,10 @@ _BLAMED = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """`code` as a shell has it. rank: None when it is the host itself. place: step and phase."""
+    """`code` as a shell has it. rank: None when it is the host itself. place: step and phase.
+
+    log: of the rank; where: what else is to be looked at on the host.
+    """
 
     host: str
     what: str
@@ -33,6 +36,7 @@ class Failure:
     log: str = ""
     tail: str = ""
     remedy: str = ""
+    where: str = ""
 
     @property
     def error(self) -> str:
@@ -75,7 +79,8 @@ def report(failures: Sequence[Failure], stopped_s: float) -> str:
     said = first.error or next(iter(others), "")
     if not first.error:
         place = f", {first.place}" if first.place else ""
-        where = f"{first.host}:{first.log}" if first.log else first.host
+        there = first.where or first.log
+        where = f"{first.host}:{there}" if there else first.host
         lines += [f"error: {first.what}{place}", f"where: {where}", f"remedy: {first.remedy}"]
         lines += [said] if said else []
     return "\n".join([*lines, _last_line(first, said, stopped_s)])

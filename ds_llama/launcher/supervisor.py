@@ -137,8 +137,7 @@ class Supervisor:
         elif kind == "out":
             self._screen.out(content["text"])
         elif kind == "refused":
-            where = f"{peer.name}:{content['where']}"
-            self._fail(Failure(peer.name, content["what"], log=where, remedy=content["remedy"]))
+            self._fail(Failure(peer.name, **content))
         elif kind == "fallen":
             for failure in content["failures"]:
                 self._fail(Failure(**failure))
@@ -202,10 +201,17 @@ class Supervisor:
             self._stop("kill")
             return
         self._signum = signum
-        self._screen.note(f"{signal.Signals(signum).name}: the ranks save and end; again: at once")
-        self._stop("save")
+        running = any(peer.state == "running" for peer in self._peers)
+        does = "the ranks save and end; again: at once" if running else "nothing has begun"
+        self._screen.note(f"{signal.Signals(signum).name}: {does}")
+        self._stop("save" if running else "kill")
 
     def _outcome(self) -> Outcome:
+        for peer in self._peers:
+            if peer.state == "running":
+                self._screen.note(f"{peer.name} has not said that its ranks ended")
+            if not peer.is_over:
+                peer.state = "lost"
         lost = tuple(peer.name for peer in self._peers if peer.state == "lost")
         if self._failures:
             assert self._stopping_since is not None

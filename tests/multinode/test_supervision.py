@@ -140,6 +140,18 @@ def test_a_host_that_lets_nobody_in(cluster: Cluster, tmp_path: Path) -> None:
     assert launched.last_line.startswith("the run failed: node2, exit code 1")
 
 
+def test_ctrl_c_does_not_wait_for_a_host_that_does_not_answer(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.link(2, "down")
+    launched = Launched(cluster, tmp_path / "silent", (1, 1, 1))
+    launched.wait(lambda: any("node2" in p.cmdline() for p in cluster.processes(0)), 20)
+    launched.signal(signal.SIGINT)
+    assert launched.end(12) == 130
+    cluster.link(2, "up")
+    assert "SIGINT: nothing has begun" in launched.err.read_text()
+
+
 def test_a_spare_takes_the_place_of_a_host_that_crashed(
     new_cluster: Callable[[int], Cluster], tmp_path: Path
 ) -> None:

@@ -67,6 +67,21 @@ def test_a_rank_that_left_without_a_word_borrows_another_ones() -> None:
     assert error in report([silent, spoke], 0.5)
 
 
+def test_what_a_host_refuses() -> None:
+    refused = Failure("node1", "cpu_adam did not compile", where="/x/log", remedy="see there")
+    assert report([refused], 0.1).splitlines() == [
+        "error: cpu_adam did not compile",
+        "where: node1:/x/log",
+        "remedy: see there",
+        "the run failed: node1, exit code 1; all else was stopped after 0.1 s",
+    ]
+
+
+def test_0_is_no_success_of_a_rank_that_did_not_finish() -> None:
+    left = of_rank("node1", 3, 0)
+    assert (left.what, left.code) == ("rank 3 on node1 left without having finished", 1)
+
+
 def test_a_log_that_is_long_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a" * 100_000 + "end")
     assert read_tail(str(tmp_path / "log")).endswith("end")

@@ -49,7 +49,7 @@ def launch_on(
             break
         down.update(outcome.lost)
         if attempt < restarts:
-            left = restarts - attempt
+            left = restarts - attempt - 1
             print(f"starting again on {_names(choose(hosts, nodes, down))} ({left} left)")
             sys.stdout.flush()
             time.sleep(_PAUSE_S)

@@ -130,6 +130,12 @@ class Launched:
         code = int(self.top.returncode)
         return 128 - code if code < 0 else code
 
+    def close(self) -> None:
+        """However a test went, its launcher ends."""
+        if self.top.poll() is None:
+            self.signal(signal.SIGKILL)
+            self.top.wait(10)
+
     def left(self) -> list[psutil.Process]:
         """What lives of the launch, on all hosts."""
         mark, found = f"DS_TEST_FOLDER={self.folder}", []

@@ -7,7 +7,8 @@ The ranks do as they are told and compute nothing. The table of all events under
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -22,35 +23,39 @@ Launch = Callable[..., Launched]
 
 
 @pytest.fixture
-def launch(cluster: Cluster, tmp_path: Path) -> Launch:
+def launch(cluster: Cluster, tmp_path: Path) -> Iterator[Launch]:
     """Starts two ranks on two hosts, and waits until they are up."""
+    with ExitStack() as stack:
 
-    def start(**settings: object) -> Launched:
-        launched = Launched(cluster, tmp_path / "launch", (1, 1), **settings)
-        launched.wait_until_up()
-        return launched
+        def start(**settings: object) -> Launched:
+            launched = Launched(cluster, tmp_path / "launch", (1, 1), **settings)
+            stack.callback(launched.close)
+            launched.wait_until_up()
+            return launched
 
-    return start
+        yield start
 
 
 @pytest.fixture(scope="module", autouse=True)
-def other(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Launched:
+def other(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
     """A launch on the same hosts that lives through all that happens to the others."""
     launched = Launched(cluster, tmp_path_factory.mktemp("other") / "other", (1, 2), NASTY)
-    launched.wait_until_up()
-    return launched
+    with closing(launched):
+        launched.wait_until_up()
+        yield launched
 
 
 @pytest.fixture(scope="module")
 def cut_off(
     new_cluster: Callable[[int], Cluster], tmp_path_factory: pytest.TempPathFactory
-) -> Launched:
+) -> Iterator[Launched]:
     """A launch one of whose hosts has fallen silent; it is looked at when that has taken effect."""
     hosts = new_cluster(2)
     launched = Launched(hosts, tmp_path_factory.mktemp("cut") / "cut", (1, 1))
-    launched.wait_until_up()
-    hosts.link(1, "down")
-    return launched
+    with closing(launched):
+        launched.wait_until_up()
+        hosts.link(1, "down")
+        yield launched
 
 
 @pytest.mark.parametrize("launcher", ["ssh", "pdsh"])

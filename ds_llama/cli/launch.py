@@ -53,6 +53,9 @@ def check_command(
         int | None,
         typer.Option(min=1, max=65535, help="Must be free on the first host; any is else."),
     ] = None,
+    allreduce: Annotated[
+        bool, typer.Option(help="Then let all ranks add up, where nothing is an error.")
+    ] = True,
     as_json: Json = False,
 ) -> int:
     """Ask every host what it has, compare, and say what would go wrong; exit 1 for an error."""
@@ -64,7 +67,9 @@ def check_command(
     hosts = select(_hosts(hostfile, slots, slurm=slurm), include, exclude)
     parsed = None if run is None else load_run(run, *(overrides or []))
     reach = srun() if slurm else ssh()
-    report = preflight(hosts, parsed, reach=reach, master_port=master_port or 0)
+    report = preflight(
+        hosts, parsed, reach=reach, master_port=master_port or 0, allreduce=allreduce
+    )
     _show(report, as_json=as_json)
     return 0 if report.ok else 1
 

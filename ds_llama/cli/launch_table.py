@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING
 
 from ds_llama.launcher.check.problems import SEVERITIES, Problem
-from ds_llama.units import format_duration
+from ds_llama.units import format_bytes, format_decimal_bytes, format_duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,15 +24,29 @@ def show(report: Report, file: IO[str]) -> None:
     console = Console(file=file, highlight=False, markup=False, emoji=False)
     if report.problems:
         console.print(_problems(report.problems, wide=console.width >= _WIDE_COLUMNS))
-    console.print(summary(report), soft_wrap=True)
+    for line in (summary(report), *_allreduce(report)):
+        console.print(line, soft_wrap=True)
 
 
 def summary(report: Report) -> str:
-    """One line: how many hosts, how long, what was found, and the all-reduce if there was one."""
+    """One line: how many hosts, how long, what was found."""
     counts = [(word, sum(each.severity == word for each in report.problems)) for word in SEVERITIES]
     words = [f"{count} {word}{'s' * (count != 1)}" for word, count in counts if count]
     hosts = f"{len(report.heard)} host{'s' * (len(report.heard) != 1)}"
     return f"{hosts} in {format_duration(report.took_s)}: {', '.join(words) or 'nothing is wrong'}"
+
+
+def _allreduce(report: Report) -> Iterator[str]:
+    """What the ranks measured together."""
+    found = report.allreduce
+    if found is not None and found["ok"]:
+        ways = ", ".join(sorted({str(name or "any") for name in found["interfaces"].values()}))
+        yield (
+            f"all-reduce of {found['ranks']} ranks ({found['backend']} over {ways}): "
+            f"{format_bytes(found['bytes'])} in {found['allreduce_s'] * 1000:.1f} ms, "
+            f"{format_decimal_bytes(found['bus_bytes_per_s'])}/s; "
+            f"{format_duration(found['took_s'])} with the start"
+        )
 
 
 def gathered(problems: tuple[Problem, ...]) -> list[tuple[Problem, list[str]]]:

@@ -51,7 +51,7 @@ def check(cluster: Cluster) -> Iterator[Check]:
     def run(
         *words: str, env: dict[str, str] | None = None, running: int = 0
     ) -> tuple[int, dict[str, Any]]:
-        options = ("--hostfile", "hostfile", "--json")
+        options = ("--hostfile", "hostfile", "--json", "--no-allreduce")
         asked = {"words": ["launch", "check", *words, *options], "env": env or EXTENSIONS}
         assert driver.stdin is not None
         assert driver.stdout is not None

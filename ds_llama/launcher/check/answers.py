@@ -124,6 +124,19 @@ class Pairs(Answer):
     seen: bool | None
 
 
+class Sum(Answer):
+    """What rank 0 measured of an all-reduce; interfaces by host, None where any was taken."""
+
+    backend: Text
+    ranks: Amount
+    interfaces: dict[Text, Text | None]
+    import_s: Seconds
+    join_s: Seconds
+    bytes: Amount
+    allreduce_s: Seconds
+    bus_bytes_per_s: Seconds
+
+
 class BadAnswer(Exception):
     """What came is not what was asked for."""
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from ds_llama.config.run import Run
 from ds_llama.launcher import envfile
-from ds_llama.launcher.check import findings
+from ds_llama.launcher.check import findings, together
 from ds_llama.launcher.check.answers import Heard
 from ds_llama.launcher.check.findings import Expected
 from ds_llama.launcher.check.gather import Inquiry, gather
 from ds_llama.launcher.check.probe import facts as here
-from ds_llama.launcher.check.problems import Problem
+from ds_llama.launcher.check.problems import ALL, Problem
 from ds_llama.launcher.check.reach import Reach, ssh
 from ds_llama.launcher.check.wants import Wants, need, wants
 from ds_llama.launcher.hostfile import Host
@@ -63,8 +63,11 @@ def preflight(
     master_port: int = 0,
     python: str = sys.executable,
     environ: Mapping[str, str] | None = None,
+    allreduce: bool = False,
 ) -> Report:
     """Ask all of `hosts` at once, at most 10 s, and judge what they say. Nothing is changed there.
+
+    allreduce: where nothing is an error, have all ranks add up, at most 20 s more.
 
     run: compared with what it needs, too. reach: how a program is run on a host; over ssh when not
     given. master_port: must be free on the first host; 0 when any will do. Raises ConfigErrors when
@@ -75,14 +78,29 @@ def preflight(
     wanted = None if run is None else wants(run)
     inquiry = _inquiry(python, env, wanted, master_port)
     began = time.monotonic()
-    heard = gather(hosts, reach or ssh(), inquiry)
+    reach = reach or ssh()
+    heard = gather(hosts, reach, inquiry)
     took_s = time.monotonic() - began
     on_cpu = env.get("DS_ACCELERATOR") == "cpu" or findings.on_cpu(heard)
     expected = _expected(inquiry, env, wanted, on_cpu=on_cpu)
     if run is not None:
         ranks = sum(host.slots for host in hosts)
         expected = replace(expected, need=need(run, ranks, "cpu" if on_cpu else "cuda"))
-    return Report(tuple(heard), tuple(findings.problems(heard, expected)), took_s)
+    report = Report(tuple(heard), tuple(findings.problems(heard, expected)), took_s)
+    return _together(report, hosts, reach, python) if allreduce and report.ok else report
+
+
+def _together(report: Report, hosts: Sequence[Host], reach: Reach, python: str) -> Report:
+    argv: Sequence[str] = together.RUNNER
+    if reach.all_ranks is not None:
+        argv = reach.all_ranks(hosts, (python, "-m", together.MODULE))
+    found = together.add_up(hosts, argv=argv)
+    problems = report.problems
+    if not found["ok"]:
+        message = f"the ranks do not add up: {found['error']}"
+        remedy = "see what a firewall lets through, and GLOO_SOCKET_IFNAME or NCCL_DEBUG=INFO"
+        problems = (*problems, Problem("allreduce", "error", ALL, message, remedy))
+    return replace(report, problems=problems, allreduce=found)
 
 
 def _inquiry(

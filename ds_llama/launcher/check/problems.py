@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 Severity = Literal["error", "warning", "note"]
+ALL = "all hosts"
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ds_llama.launcher.hostfile import Host
+
 CONNECT_S = 4
 # Nothing of the user's is changed or used up: no entry in known_hosts, no shared or forwarded
 # connection. The words of errors are those of LC_ALL=C, and are printed whatever LogLevel is set.
@@ -18,7 +20,7 @@ SSH = (
     *("-oLogLevel=ERROR", "-oServerAliveInterval=2", "-oServerAliveCountMax=3"),
 )
 # --overlap: beside the steps that the allocation runs already.
-SRUN = ("srun", "--overlap", "--quiet", "--unbuffered", "--nodes=1", "--ntasks=1")
+SRUN = ("srun", "--overlap", "--quiet", "--unbuffered")
 _NO_PYTHON = 72
 _FIRST_OF = (
     'code=$1 size=$2 mark=$3; shift 3; for each in "$@"; do command -v "$each" >/dev/null 2>&1 && '
@@ -41,10 +43,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Reach:
-    """`words`: argv that runs an argv on a host. `explain`: from its last words to a fault."""
+    """`words`: argv that runs an argv on a host. `explain`: from its last words to a fault.
+    `all_ranks`: argv that runs an argv once a rank; None where a launch does that."""
 
     words: Callable[[str, Sequence[str]], list[str]]
     explain: Callable[[str, str], Fault]
+    all_ranks: Callable[[Sequence[Host], Sequence[str]], list[str]] | None = None
 
     def argv(self, host: str, python: str, size_bytes: int, mark: str) -> list[str]:
         """argv of the probe, whose program follows on stdin; another Python where there is not
@@ -82,9 +86,14 @@ def srun() -> Reach:
     """As a step of this Slurm allocation, on hosts that need no ssh between them."""
 
     def words(host: str, remote: Sequence[str]) -> list[str]:
-        return [*SRUN, f"--nodelist={host}", *remote]
+        return [*SRUN, "--nodes=1", "--ntasks=1", f"--nodelist={host}", *remote]
 
-    return Reach(words, _srun_fault)
+    def all_ranks(hosts: Sequence[Host], rank: Sequence[str]) -> list[str]:
+        names, most = ",".join(host.name for host in hosts), max(host.slots for host in hosts)
+        tasks = [f"--ntasks={sum(host.slots for host in hosts)}", f"--ntasks-per-node={most}"]
+        return [*SRUN, f"--nodes={len(hosts)}", *tasks, f"--nodelist={names}", *rank]
+
+    return Reach(words, _srun_fault, all_ranks)
 
 
 def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,15 @@ def test_every_problem_is_shown_with_its_remedy(
 
 def test_warnings_alone_stop_nothing() -> None:
     assert report(("cores", "warning", "a"), ("no-op", "note", "b")).ok
+
+
+def test_what_the_ranks_measured_is_a_line() -> None:
+    measured = {
+        **{"ok": True, "took_s": 7.2, "backend": "gloo", "ranks": 2, "bytes": 4 * 2**20},
+        **{"interfaces": {"a": "eth0", "b": "eth1"}, "allreduce_s": 0.0042},
+        "bus_bytes_per_s": 1e9,
+    }
+    file = io.StringIO()
+    show(replace(report(), allreduce=measured), file)
+    words = "all-reduce of 2 ranks (gloo over eth0, eth1): 4 MiB in 4.2 ms, 1 GB/s; "
+    assert file.getvalue().splitlines()[1] == words + "7.2 s with the start"

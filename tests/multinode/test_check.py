@@ -255,3 +255,16 @@ def test_a_person_gets_a_table(cluster: Cluster, check: Check) -> None:
     assert "ssh-copy-id node1" in text
     assert text.endswith(": 1 error")
     assert max(map(len, done.stdout.splitlines())) <= 50
+
+
+def test_all_ranks_add_up(cluster: Cluster, check: Check) -> None:
+    """A real all-reduce, by the way on which a training starts its ranks."""
+    cluster.write_hostfile([1, 1], "two")
+    words = ("-m", "ds_llama", "launch", "check", "--hostfile", "two", "--json")
+    done = cluster.run(0, sys.executable, *words, env={**ENV, "OMP_NUM_THREADS": "1"})
+    document = json.loads(done.stdout)
+    found = document["allreduce"]
+    assert (done.returncode, document["problems"], done.stderr) == (0, [], ""), found
+    assert (found["ranks"], found["backend"]) == (2, "gloo")
+    assert found["interfaces"] == {"node0": "eth0", "node1": "eth0"}
+    assert found["took_s"] < 20

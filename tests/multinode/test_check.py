@@ -243,6 +243,20 @@ def test_a_port_that_is_taken(cluster: Cluster, check: Check) -> None:
     assert problem["message"] == "port 29500 cannot be listened on: address already in use"
 
 
+def test_two_hosts_that_do_not_reach_each_other(cluster: Cluster, check: Check) -> None:
+    route = ("unreachable", f"{cluster.address(2)}/32")
+    assert cluster.run(1, "ip", "route", "add", *route).returncode == 0
+    try:
+        code, document = check()
+    finally:
+        cluster.run(1, "ip", "route", "del", *route)
+    there, back = each_of(document, "node1", "node2")
+    assert (code, there["code"], back["code"]) == (1, "no-way", "no-way")
+    assert there["message"].startswith("it does not get through to node2 (port ")
+    assert there["message"].endswith(": no route to host")
+    assert back["message"].endswith(": no answer within 1.5 s")
+
+
 def test_a_person_gets_a_table(cluster: Cluster, check: Check) -> None:
     cluster.refuse_key(1)
     try:

@@ -89,9 +89,11 @@ class _Talk:
 
     @property
     def marker(self) -> str | None:
-        """The file that it has written for the others to see."""
+        """The file that it has written for the others to see, if it has the name it must have."""
         found = None if self.heard.facts is None else self.heard.facts.marker
-        return None if found is None or found.error is not None else found.path
+        if found is None or found.error is not None or not found.path.endswith(f"-{self._token}"):
+            return None
+        return found.path
 
     async def facts(self) -> None:
         """Start, and ask for all that needs no other host."""

@@ -83,7 +83,7 @@ def preflight(
     took_s = time.monotonic() - began
     on_cpu = env.get("DS_ACCELERATOR") == "cpu" or findings.on_cpu(heard)
     expected = _expected(inquiry, env, wanted, on_cpu=on_cpu)
-    if run is not None:
+    if run is not None and run.architecture is not None:
         ranks = sum(host.slots for host in hosts)
         expected = replace(expected, need=need(run, ranks, "cpu" if on_cpu else "cuda"))
     report = Report(tuple(heard), tuple(findings.problems(heard, expected)), took_s)

@@ -110,7 +110,7 @@ def reach(address: str, port: int, token: str, timeout_s: float) -> "dict[str, o
                 return {"error": "something else answers there"}
             own = str(opened.getsockname()[0]).replace("::ffff:", "")
     except socket.timeout:
-        return {"error": f"no answer within {timeout_s:.0f} s"}
+        return {"error": f"no answer within {timeout_s:g} s"}
     except OSError as error:
         return {"error": error.strerror or str(error)}
     return {"interface": interfaces().get(own, ""), "address": own, "round_trip_s": took_s}

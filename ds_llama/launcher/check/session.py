@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import signal
 import time
+from asyncio.subprocess import Process, SubprocessStreamProtocol
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
@@ -54,7 +54,7 @@ class Session:
 
     def __init__(self, host: Host, reach: Reach, python: str, mark: str) -> None:
         self.host, self._reach, self._python, self._mark = host, reach, python, mark
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
         self._errors = b""
         self._draining: asyncio.Task[None] | None = None
         self._at: str | None = None
@@ -62,21 +62,24 @@ class Session:
     async def start(self, source: bytes) -> None:
         """Start the transport and send the program. Raises Failed when there is no such command."""
         argv = self._reach.argv(self.host.name, self._python, len(source), self._mark)
-        pipe = asyncio.subprocess.PIPE
+        pipe, loop = asyncio.subprocess.PIPE, asyncio.get_running_loop()
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            # As create_subprocess_exec, which does not hand out the transport: without closing it
+            # a process whose output nobody reads would be waited for without end.
+            self._transport, protocol = await loop.subprocess_exec(
+                lambda: SubprocessStreamProtocol(limit=answers.MOST_BYTES, loop=loop),
                 *argv,
                 stdin=pipe,
                 stdout=pipe,
                 stderr=pipe,
                 env=environment(),
-                limit=answers.MOST_BYTES,
                 start_new_session=True,
             )
         except OSError as error:
             remedy = f"install {argv[0]} on this machine"
             message = f"{argv[0]} cannot be started here: {error.strerror}"
             raise Failed(Fault("no-command", message, remedy)) from None
+        self._process = Process(self._transport, protocol, loop)
         self._draining = asyncio.create_task(self._drain())
         self._send(source)
 
@@ -125,14 +128,16 @@ class Session:
             return
         assert self._process.stdin is not None
         self._process.stdin.close()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._process.wait(), _FAREWELL_S)
-        with contextlib.suppress(ProcessLookupError):
-            if self._process.returncode is None:
-                self._process.send_signal(signal.SIGKILL)
-        await self._process.wait()
+        await self._wait(_FAREWELL_S)
+        self._transport.close()  # which kills
+        await self._wait(_FAREWELL_S)
         if self._draining is not None:
             self._draining.cancel()
+
+    async def _wait(self, limit_s: float) -> None:
+        assert self._process is not None
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._process.wait(), limit_s)
 
     def _send(self, data: bytes) -> None:
         assert self._process is not None
@@ -159,7 +164,8 @@ class Session:
     async def _ended(self) -> Fault:
         assert self._process is not None
         assert self._draining is not None
-        code = await self._process.wait()
+        await self._wait(_FAREWELL_S)
+        code = self._process.returncode or 0
         with contextlib.suppress(asyncio.TimeoutError):  # a child of a child may hold the pipe
             await asyncio.wait_for(asyncio.shield(self._draining), 0.2)
         stderr = answers.printable_lines(self._errors.decode(errors="replace"))

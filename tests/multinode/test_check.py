@@ -34,6 +34,11 @@ for line in sys.stdin:
         code = main(asked["words"])
     print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
+UNFIT = """
+from ds_llama.launcher.check.admit import unfit
+from ds_llama.launcher.hostfile import Host
+print(unfit([Host("node0", 1), Host("node1", 1)], None))
+"""
 ENV = {"PYTHONPATH": str(Path(__file__).parents[2]), "DS_ACCELERATOR": "cpu"}
 EXTENSIONS = {"TORCH_EXTENSIONS_DIR": os.path.expanduser("~/.cache/torch_extensions")}
 
@@ -282,3 +287,30 @@ def test_all_ranks_add_up(cluster: Cluster, check: Check) -> None:
     assert (found["ranks"], found["backend"]) == (2, "gloo")
     assert found["interfaces"] == {"node0": "eth0", "node1": "eth0"}
     assert found["took_s"] < 20
+
+
+def test_train_asks_first(cluster: Cluster) -> None:
+    """And starts nothing where that would end in a failure."""
+    run = {"model": {"preset": "debug"}, "data": {"train": "shard"}, "output": "runs/asked"}
+    (cluster.folder / "asked.json").write_text(json.dumps(run))
+    for name in ("shard.bin", "shard.idx"):
+        (cluster.folder / name).write_bytes(b"tokens")
+    cluster.write_hostfile([1, 1], "two")
+    cluster.refuse_key(1)
+    try:
+        words = ("-m", "ds_llama", "train", "asked.json", "--hostfile", "two")
+        done = cluster.run(0, sys.executable, *words, env=ENV)
+    finally:
+        cluster.accept_key(1)
+    assert (done.returncode, done.stdout) == (1, "")
+    first, *_ = done.stderr.splitlines()
+    assert first.startswith("error: it lets you in with none of your keys")
+    assert "where: node1\nremedy: put your key there: ssh-copy-id node1\n" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("2 hosts checked in ")
+    assert done.stderr.endswith(": 1 cannot be used\n")
+    assert not (cluster.folder / "runs/asked").exists()
+    words = ("-c", UNFIT)
+    done = cluster.run(0, sys.executable, *words, env=ENV)
+    assert done.stdout == "set()\n"
+    assert done.stderr.endswith(": ready\n")
+    assert len(done.stderr.splitlines()) == 1

@@ -44,6 +44,9 @@ def command(
     restarts: Annotated[
         int, typer.Option(min=0, help="After a failure go on from the checkpoint, so many times.")
     ] = 0,
+    check: Annotated[
+        bool, typer.Option(help="Ask the hosts first, as `ds-llama launch check` does.")
+    ] = True,
     resume: Annotated[
         Resume, typer.Option(help="Go on from the newest complete checkpoint.")
     ] = Resume.auto,
@@ -72,6 +75,7 @@ def command(
             nodes=nodes,
             restarts=restarts,
             again=[*words, again.value],
+            check=check,
         )
     from ds_llama.trainer.rank import run_rank
 

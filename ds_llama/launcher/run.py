@@ -54,6 +54,7 @@ def launch(
     nodes: int | None = None,
     restarts: int = 0,
     again: Sequence[str] | None = None,
+    check: bool = False,
 ) -> int:
     """Run `python -m module arguments…` on every rank; the exit code of the run.
 
@@ -66,8 +67,9 @@ def launch(
     compiled first.
 
     With `hostfile` they run on its hosts (on `nodes` of them), each under an agent there that
-    `launcher` starts (`several.launch_on`, which has `restarts` and `again`); `log` and `timeout_s`
-    are for one machine alone, and what ranks print is kept in a file for each, on its host.
+    `launcher` starts (`several.launch_on`, which has `restarts`, `again` and `check`); `log` and
+    `timeout_s` are for one machine alone, and what ranks print is kept in a file for each, on its
+    host.
 
     Raises CallError for a call that cannot work, MachineError when an op does not compile, and
     RunError when all went well as far as exit codes say and yet a rank did not finish.
@@ -100,6 +102,7 @@ def launch(
             nodes=nodes,
             restarts=restarts,
             again=again,
+            check=check,
         )
     assert nproc is not None
     env = rank_environment(nproc)

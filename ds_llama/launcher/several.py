@@ -33,16 +33,22 @@ def launch_on(
     nodes: int | None = None,
     restarts: int = 0,
     again: Sequence[str] | None = None,
+    check: bool = False,
 ) -> int:
     """The exit code of `python -m module arguments…` on the ranks of `nodes` of the hosts.
 
     After a failure it is started anew, `restarts` times at most, with `again` for arguments; a host
     that was lost is replaced by one that is not in use. A signal from outside and a call that is
     wrong (exit code 2) end it at once. Raises CallError when there are fewer hosts than `nodes`.
+
+    check: ask the hosts before each attempt (`launcher.check`). What is wrong is printed, and a
+    spare takes the place of a host that cannot be used; exit code 1 when there is none.
     """
     down: set[str] = set()
     for attempt in range(restarts + 1):
-        chosen = choose(hosts, nodes, down)
+        chosen = _fit(hosts, nodes, down, run) if check else choose(hosts, nodes, down)
+        if not chosen:
+            return 1
         words = arguments if attempt == 0 or again is None else again
         outcome = Supervisor(job_of(chosen, words, run, module), launcher).run()
         if outcome.code in (0, CallError.exit_code) or outcome.signum is not None:
@@ -54,6 +60,23 @@ def launch_on(
             sys.stdout.flush()
             time.sleep(_PAUSE_S)
     return outcome.code
+
+
+def _fit(
+    hosts: Sequence[Host], nodes: int | None, down: Collection[str], run: Run | None
+) -> list[Host]:
+    """The hosts to take, asked and found well; none when too few are."""
+    from ds_llama.launcher.check import admit  # with the planner: not for one machine
+
+    bad: set[str] = set()
+    while True:
+        chosen = choose(hosts, nodes, {*down, *bad})
+        if bad.intersection(host.name for host in chosen):
+            return []
+        found = admit.unfit(chosen, run)
+        if not found:
+            return chosen
+        bad |= found
 
 
 def choose(hosts: Sequence[Host], nodes: int | None, down: Collection[str] = ()) -> list[Host]:

@@ -10,6 +10,7 @@ import pytest
 
 from ds_llama.errors import CallError
 from ds_llama.launcher import several
+from ds_llama.launcher.check import admit
 from ds_llama.launcher.hostfile import Host
 from ds_llama.launcher.job import Job
 from ds_llama.launcher.run import launch
@@ -97,3 +98,34 @@ def test_calls_that_cannot_work(given: dict[str, Any], what: str, where: str) ->
     with pytest.raises(CallError, match=what) as caught:
         launch([], **given)
     assert caught.value.where == where
+
+
+@pytest.mark.parametrize(
+    ("nodes", "down", "unfit", "asked", "taken"),
+    [
+        (2, "", "", "ab", "ab"),
+        (2, "", "a", "ab bc", "bc"),
+        (2, "a", "b", "bc cd", "cd"),
+        (2, "", "abc", "ab cd", ""),
+        (None, "", "c", "abcd", ""),
+        (2, "cd", "", "ab", "ab"),
+        (4, "d", "", "abcd", "abcd"),  # lost once, and back
+    ],
+)
+def test_spares_of_hosts_that_cannot_be_used(
+    nodes: int | None,
+    down: str,
+    unfit: str,
+    asked: str,
+    taken: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[str] = []
+
+    def ask(hosts: list[Host], run: None) -> set[str]:
+        seen.append("".join(host.name for host in hosts))
+        return {host.name for host in hosts} & set(unfit)
+
+    monkeypatch.setattr(admit, "unfit", ask)
+    found = several._fit(HOSTS, nodes, set(down), None)
+    assert ("".join(host.name for host in found), " ".join(seen)) == (taken, asked)

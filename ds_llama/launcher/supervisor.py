@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ds_llama.launcher.agent import END_S, SAVE_S
@@ -29,6 +30,9 @@ HELLO_S = 30.0
 _STOP_S = {"end": END_S + 12.0, "save": SAVE_S + 15.0, "kill": 5.0}
 """What a host may take to say that nothing is left there."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STAYS = (
+    f"Ctrl-Z does nothing: hosts that hear nothing from here for {SILENT_S:g} s end their ranks"
+)
 
 
 @dataclass(frozen=True)
@@ -183,10 +187,12 @@ class Supervisor:
         if threading.current_thread() is not threading.main_thread():
             return lambda: None
         loop = asyncio.get_running_loop()
-        before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
-        wanted = [signum for signum in _SIGNALS if before[signum] is not signal.SIG_IGN]
+        actions = {signum: partial(self._receive, signum) for signum in _SIGNALS}
+        actions[signal.SIGTSTP] = partial(self._screen.note, _STAYS)
+        before = {signum: signal.getsignal(signum) for signum in actions}
+        wanted = [signum for signum in actions if before[signum] is not signal.SIG_IGN]
         for signum in wanted:
-            loop.add_signal_handler(signum, self._receive, signum)
+            loop.add_signal_handler(signum, actions[signum])
 
         def restore() -> None:
             for signum in wanted:

@@ -177,6 +177,8 @@ def test_a_spare_takes_the_place_of_a_host_that_crashed(
 
 def test_the_other_run_has_lived(other: Launched, cluster: Cluster) -> None:
     """And its arguments had arrived, through every shell, as they were given."""
+    other.signal(signal.SIGTSTP)
+    other.wait(lambda: "Ctrl-Z does nothing" in other.err.read_text(), 10)
     other.tell_all("finish")
     assert other.end() == 0
     other.wait(lambda: not any(map(cluster.processes, range(cluster.count))), 10)

@@ -183,6 +183,12 @@ def _disk(one: Heard, facts: Facts, expected: Expected) -> Iterator[Problem]:
             left = f"{format_bytes(there.free_bytes)} are left"
             message = f"{what} takes {format_bytes(size)} in {path}, and {left}"
             yield Problem("disk", "error", name, message, "make room, or name another disk")
+        elif path == expected.output and size * (need.keep + 1) > there.free_bytes:
+            many = f"{need.keep} checkpoints, and one that is being written,"
+            left = f"{format_bytes(there.free_bytes)} are left"
+            message = f"{many} take {format_bytes(size * (need.keep + 1))} in {path}, and {left}"
+            remedy = "make room, or set checkpoint.keep_last lower"
+            yield Problem("disk", "warning", name, message, remedy)
         elif not there.writable:
             remedy = "let your user write there, or name another folder"
             message = f"{there.at} cannot be written to, where {path} will be"

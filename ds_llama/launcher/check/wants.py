@@ -13,9 +13,9 @@ from ds_llama.launcher import ops
 from ds_llama.planner.fit import HOST_PROCESS_BYTES, device_reserve
 from ds_llama.planner.memory import memory
 
-# What a checkpoint holds of a parameter beside its weight: fp32 master and AdamW's two moments,
-# which no optimizer here exceeds.
-_STATE_BYTES = 12
+# What a checkpoint holds of a parameter beside its weight, at least: the fp32 master, and moments.
+_STATE_BYTES = {"SGD": 4, "Lion": 8, "Adagrad": 8, "Muon": 8}
+_ADAMW_BYTES = 12
 _WEIGHT_BYTES = {"float32": 4}
 
 
@@ -62,12 +62,16 @@ def need(run: Run, world_size: int, device: str) -> Need:
     held = memory(resolved)
     peak = held.device_peak.total
     on_cpu = device == "cpu"
-    weight_bytes = _WEIGHT_BYTES.get(resolved.dtype, 2)
+    optimizer = resolved.run.optimizer
+    state_bytes = _STATE_BYTES.get("" if optimizer is None else optimizer.type, _ADAMW_BYTES)
+    if optimizer is None:  # the JSON's own, of which not every one has moments
+        state_bytes = min(_STATE_BYTES.values())
+    saved_bytes = state_bytes + _WEIGHT_BYTES.get(resolved.dtype, 2)
     return Need(
         host_bytes=held.total_peak_bytes if on_cpu else held.host_peak_bytes + HOST_PROCESS_BYTES,
         device_bytes=0 if on_cpu else peak + device_reserve(peak, world_size),
         nvme_bytes=held.nvme_bytes,
-        checkpoint_bytes=resolved.model.num_parameters * (_STATE_BYTES + weight_bytes),
+        checkpoint_bytes=resolved.model.num_parameters * saved_bytes,
         keep=run.checkpoint.keep_last,
     )
 

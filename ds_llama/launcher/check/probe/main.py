@@ -101,13 +101,17 @@ class Probe:
         ]
         for thread in threads:
             thread.start()
-        until = time.time() + 2 * request["timeout_s"]
+        began = time.time()
+        until = began + 2 * request["timeout_s"]
         for thread in threads:
             thread.join(max(0.0, until - time.time()))
         seen = None
         if request["marker"]:
             self.say({"at": request["marker"]})
             seen = facts.read(request["marker"]) == request["token"]
+            while not seen and time.time() < began + request["timeout_s"]:
+                time.sleep(0.1)  # a network file system may take its time
+                seen = facts.read(request["marker"]) == request["token"]
         return {"reached": dict(reached), "seen": seen}
 
     def close(self) -> None:

@@ -194,6 +194,15 @@ def test_a_full_disk_is_one_problem() -> None:
     assert one(found)[:2] == ("disk-full", "error")
 
 
+def test_room_for_all_checkpoints_that_are_kept() -> None:
+    folders = FACTS["folders"]
+    changed = {**folders, "out": {**folders["out"], "free_bytes": 39 * GIB}}
+    many = "3 checkpoints, and one that is being written, take 40 GiB in out"
+    message = f"{many}, and 39 GiB are left"
+    found = problems([heard("a", folders=changed)], EXPECTED)
+    assert one(found) == ("disk", "warning", "a", message)
+
+
 def test_what_is_under_nvme() -> None:
     need = Need(host_bytes=0, device_bytes=0, nvme_bytes=60 * GIB, checkpoint_bytes=0, keep=1)
     folders = FACTS["folders"]

@@ -61,6 +61,9 @@ def describe(error: BaseException) -> tuple[str, int]:
         return _lines(error.strerror, str(place), remedy), 1
     if "RANK" in os.environ:
         where = f"rank {os.environ['RANK']}, {where}"
+        if any(word in what for word in LOST):
+            remedy = "see which rank ended first, and why: its launcher names it with its exit code"
+            return _lines(f"another rank has gone away ({what})", where, remedy), 1
     remedy = "run again with --debug for the traceback, and report it: this is not your mistake"
     if kind in ("OutOfMemoryError", "MemoryError") or _NO_HOST_MEMORY in what:
         remedy = "take a smaller micro batch, a higher ZeRO stage or an offload"

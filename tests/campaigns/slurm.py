@@ -73,10 +73,6 @@ def _stop_a_rank(trial: Trial) -> None:
     trial.ranks()[1].suspend()
 
 
-def _kill_stepd(trial: Trial) -> None:
-    trial.ranks()[1].parent().kill()
-
-
 def _kill_srun(trial: Trial) -> None:
     for process in trial.sruns():
         process.kill()
@@ -118,7 +114,6 @@ EVENTS = {
     "scancel": Event(_cancel),
     "kill -9 of a rank": Event(_kill_a_rank),
     "a rank stands still": Event(_stop_a_rank),
-    "kill -9 of slurmstepd": Event(_kill_stepd),
     "kill -9 of srun": Event(_kill_srun),
     "second node crashes": Event(_crash, goes_on=True),
     "first node crashes": Event(_crash_first, goes_on=True),

@@ -217,7 +217,7 @@ def test_a_rank_that_another_one_took_along_does_not_repeat_it(
     monkeypatch.setenv("DS_LLAMA_LAUNCH", str(tmp_path))
     lost = raising(RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:33157"))
     for rank, command, said in (
-        (1, lost, "error: ds-llama failed"),  # rank 0 was killed: nobody said why
+        (1, lost, "error: another rank has gone"),  # rank 0 was killed: nobody said why
         (0, raising(errors.RunError("the disk is full", where="w", remedy="r")), "error: the disk"),
         (2, lost, ""),
         (2, raising(RuntimeError("another")), "error: ds-llama failed"),

@@ -7,11 +7,10 @@
                                              the first of them warms that up (`parts`)
     products of matrices                     what this device can do, all ranks at a time
 
-A case that does not measure `counts` or `parts` leaves those steps out; of a compiled model the
-first ones are taken, and nothing is counted. Before the measured steps every cell of a case has
-taken equally many, so that its losses are those of the same steps. FOLDER/plan.json says what to
-do, FOLDER/result.json what came of it; where a rule refuses the run that only a rank can know of,
-FOLDER/refused.json says which. Rank 0 writes.
+A case that does not measure `counts` or `parts` leaves those steps out. Before the measured steps
+every cell of a case has taken equally many, so that its losses are those of the same steps.
+FOLDER/plan.json says what to do, FOLDER/result.json what came of it; where a rule refuses the run
+that only a rank can know of, FOLDER/refused.json says which. Rank 0 writes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 
 from ds_llama.bench import operations
+from ds_llama.bench.case import OURS
 from ds_llama.bench.energy import Meter
 from ds_llama.bench.program import Program, open_program
 from ds_llama.checkpoint import ranks
@@ -125,11 +125,8 @@ class Measurement:
         return counted + int(self.plan["warmup_steps"])
 
     def _start(self) -> dict[str, Any]:
-        """Construction and initialisation; counted, with the steps that are, where that is asked.
-
-        A compiled model is not counted: its kernels pass no dispatcher.
-        """
-        if "counts" in self.plan["measure"] and not self.plan["cell"]["compile"]:
+        """Construction and initialisation; counted, with the steps that are, if that is asked."""
+        if "counts" in self.plan["measure"]:
             return self._count()
         began = time.perf_counter()
         memory.reset_peaks(self.device)
@@ -141,7 +138,9 @@ class Measurement:
     def _count(self) -> dict[str, Any]:
         """Live bytes by phase, what moved and what was computed in a step like all later ones.
 
-        `start_s` is construction and initialisation, with what counting adds to them.
+        `start_s` is construction and initialisation, with what counting adds to them. A peer that
+        compiles does so in a step before: under DDP torch would compile what watches along with the
+        model (torch/_dynamo/convert_frame.py:2600).
         """
         began = time.perf_counter()
         account = Account(self.device.type, process=True)
@@ -149,6 +148,9 @@ class Measurement:
         with account, traffic, flops:
             self._open()
             start_s = time.perf_counter() - began
+        if self.plan["cell"]["compile"] and self.plan["program"] != OURS:
+            self._step()
+        with account, traffic, flops:
             edges = [len(account.phases)]
             for _ in range(steady_steps(self.resolved)):
                 traffic.reset()
@@ -205,13 +207,10 @@ class Measurement:
         """Seconds of a step's parts, none within another, means over ranks; their sum.
 
         Nothing overlaps here, and every operation passes a dispatch mode: the sum is longer than
-        a step, and what a part has of it is no share of a step. Where a dispatch mode is entered,
-        torch runs what is compiled without its compilation (torch/_dynamo/convert_frame.py): then
-        collectives stay in the parts that wait for them.
+        a step, and what a part has of it is no share of a step.
         """
         timer = StepTimer(self._synchronize, wait_at_parts=True)
-        compiled = self.plan["cell"]["compile"]
-        with timer, nullcontext() if compiled else Waits(timer, self._synchronize):
+        with timer, Waits(timer, self._synchronize):
             for number in range(1 + PARTED_STEPS):
                 if number == 1:
                     timer.open()

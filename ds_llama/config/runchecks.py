@@ -163,7 +163,7 @@ def _recompute(run: Run) -> Iterator[Problem]:
 
 
 def _compiled(run: Run) -> Iterator[Problem]:
-    """zero/compiling.py: a block is compiled whole, and no dispatch mode sees into it."""
+    """zero/compiling.py: a block is compiled whole."""
     train = run.train
     if not train.compile:
         return
@@ -171,11 +171,6 @@ def _compiled(run: Run) -> Iterator[Problem]:
     others = {
         f"train.recompute.part {part!r}": (part != "block", "it would break each block's graph"),
         "train.reproducible": (train.reproducible, "it has not been shown to give equal bits"),
-        "train.accounting": (
-            train.accounting,
-            "tensors of compiled code are not seen, and torch compiles nothing while they are "
-            "counted",
-        ),
     }
     for name, (used, why) in others.items():
         if used:

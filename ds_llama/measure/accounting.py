@@ -13,8 +13,9 @@ What is counted is what the program holds, not what an allocator took for it: th
 same on every machine, and on fake tensors. A storage counts once, with all of its bytes, however
 many views and aliases it has, from the operation that made it until its last owner is gone.
 
-Three ways in which bytes change, and who sees them:
+Four ways in which bytes change, and who sees them:
   made by an operation   __torch_dispatch__, which looks at inputs (made elsewhere) and outputs
+  made by compiled code  `measure.buffers`
   died                   a weak reference to the storage
   resized in place       untyped_storage().resize_, by which FSDP and ZeRO-3 free and refill a
                          parameter: no operation passes, so the method is wrapped while counting
@@ -39,12 +40,13 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._traceback import CapturedTraceback
 
-from ds_llama.measure import gloo, labels, memory, pulse, storages, timers
+from ds_llama.measure import buffers, gloo, labels, memory, pulse, storages, timers
 from ds_llama.measure.labels import Live
 from ds_llama.measure.ledger import TOTAL, Change, Ledger
+from ds_llama.measure.observing import Beside
 from ds_llama.measure.phases import CATEGORIES, Bytes, Phase
 
 __all__ = ["CATEGORIES", "Account", "Bytes", "Change", "Observer", "Phase", "entered", "phase"]
@@ -91,7 +93,7 @@ def phase(name: str) -> Iterator[None]:
         yield
 
 
-class Account(TorchDispatchMode):
+class Account(Beside):
     """Counts while entered, in this thread and in autograd's threads for its backward passes.
 
     `accelerator` is the device type that a Phase calls `device`. `stacks` keeps the history with
@@ -194,7 +196,6 @@ class Account(TorchDispatchMode):
         self._known.clear()
 
     def __enter__(self) -> Account:
-        storages.load_dynamo()
         self._collecting = gc.isenabled()
         self._collect()
         self._ask_owners()  # what was made while nobody counted
@@ -202,6 +203,7 @@ class Account(TorchDispatchMode):
         self._frozen = gc.get_freeze_count()
         gc.freeze()
         storages.watch(self._resized)
+        buffers.watch(self._see)
         gloo.nap_after_waiting()
         self._hooks = (
             register_optimizer_step_pre_hook(self._before_update),
@@ -216,6 +218,7 @@ class Account(TorchDispatchMode):
         _ENTERED.reset(self._outer)
         for hook in self._hooks:
             hook.remove()
+        buffers.unwatch(self._see)
         storages.unwatch(self._resized)
         gloo.stop_napping()
         if not self._frozen:

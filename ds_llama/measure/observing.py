@@ -1,4 +1,4 @@
-"""A dispatch mode that is told of the operations it asked for, after each."""
+"""Dispatch modes for measuring: beside torch.compile, and told of the operations asked for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ds_llama.measure import storages
 
 
-class Observing(TorchDispatchMode, abc.ABC):
+class Beside(TorchDispatchMode):
+    """A dispatch mode under which torch compiles as it would without.
+
+    Another mode would be given every operation that was written, and torch compiles nothing while
+    it is entered, nor ever again what it has then seen (torch/_dynamo/convert_frame.py:2538). This
+    one is given what compiled code runs: products of matrices, attention, collectives, copies.
+    """
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        return True
+
+    def __enter__(self) -> Any:
+        storages.load_dynamo()
+        return super().__enter__()
+
+
+class Observing(Beside, abc.ABC):
     """Entered by itself, or under an Account that `observe`s it (`measure.accounting.Observer`)."""
 
     @abc.abstractmethod
@@ -20,10 +37,6 @@ class Observing(TorchDispatchMode, abc.ABC):
     @abc.abstractmethod
     def saw(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         """An operation has run."""
-
-    def __enter__(self) -> Any:
-        storages.load_dynamo()
-        return super().__enter__()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ds_llama.measure import storages, traffic
+from ds_llama.measure import traffic
+from ds_llama.measure.observing import Beside
 from ds_llama.measure.timers import StepTimer
 
 _GATHERS = frozenset(("all_gather", "broadcast", "gather", "scatter"))
@@ -41,7 +41,7 @@ def swapping() -> Iterator[None]:
         yield
 
 
-class Waits(TorchDispatchMode):
+class Waits(Beside):
     """While entered: `timer`'s parts "reduce", "gather", "host link", and "nvme" (`swapping`).
 
     Nothing overlaps any more: what is seen is what each takes alone, waiting for the slowest rank
@@ -54,7 +54,6 @@ class Waits(TorchDispatchMode):
         self._timer, self._synchronize = timer, synchronize
 
     def __enter__(self) -> Waits:
-        storages.load_dynamo()
         super().__enter__()
         _entered.append(self)
         return self

@@ -16,7 +16,6 @@ RUN = {"model": {"preset": "tiny"}, "data": {"train": "x"}, "optimizer": {}}
     ("key", "value", "why"),
     [
         ("reproducible", True, "train.reproducible: it has not been shown to give equal bits"),
-        ("accounting", True, "train.accounting: tensors of compiled code are not seen, and torch"),
         ("recompute", {"part": "mlp"}, "recompute.part 'mlp': it would break each block's graph"),
     ],
 )
@@ -31,5 +30,6 @@ def test_what_does_not_go_with_it_is_refused(key: str, value: Any, why: str) -> 
     load_run({**RUN, "train": {"steps": 1, key: value}})
 
 
-def test_blocks_may_be_recomputed() -> None:
-    load_run({**RUN, "train": {"steps": 1, "compile": True, "recompute": {"every": 2}}})
+@pytest.mark.parametrize("more", [{"recompute": {"every": 2}}, {"accounting": True}])
+def test_blocks_may_be_recomputed_and_their_tensors_counted(more: dict[str, Any]) -> None:
+    load_run({**RUN, "train": {"steps": 1, "compile": True, **more}})

@@ -18,7 +18,9 @@ A ring sends all of it (N - 1)/N times from each of the group's N ranks, an all_
 too). `wire_bytes` are these, with each call's own N.
 
 Counts and flags (int32, int64, bool) and calls of at most 16 elements a rank (norms, overflow
-flags, losses) steer and carry nothing: they are `control_bytes`, and in no other number.
+flags, losses) steer and carry nothing: they are `control_bytes`, and in no other number. What is
+gathered into one tensor or scattered out of one is weights and gradients, however few: of a norm's
+4096 weights each of 256 ranks has 16.
 
 Works on real and fake process groups, on real and fake tensors. In a backward pass too: autograd's
 threads inherit the mode. What passes no dispatcher (reads and writes of files) is told by who
@@ -247,9 +249,13 @@ def payload(
 
 def is_control(kind: str, tensors: Sequence[torch.Tensor], ranks: int) -> bool:
     """Whether a call steers and carries nothing."""
+    if all(t.dtype in _COUNTS for t in tensors):
+        return True
+    if kind in _SPREAD and len(tensors) == 1 < ranks:
+        return False
     elements = sum(t.numel() for t in tensors)
     share = elements // ranks if kind in _SPREAD else elements
-    return share <= _CONTROL_ELEMENTS or all(t.dtype in _COUNTS for t in tensors)
+    return share <= _CONTROL_ELEMENTS
 
 
 def _bytes(tensor: torch.Tensor) -> int:

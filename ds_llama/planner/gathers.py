@@ -12,24 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
 from ds_llama.config.model import LlamaConfig
 from ds_llama.config.run import RecomputeConfig
-
-Trace = Sequence[Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The five settings that decide, in elements, under DeepSpeed's names for them."""
-
-    prefetch_bucket_size: int
-    max_live_parameters: int
-    max_reuse_distance: int
-    param_persistence_threshold: int
-    model_persistence_threshold: int
+from ds_llama.planner.coordinator import Coordinator, Limits, Trace
 
 
 @dataclass(frozen=True)
@@ -106,20 +93,28 @@ _BLOCK = ("input_layernorm", *_ATTENTION, "post_attention_layernorm", *_MLP)
 _BACKWARD_ATTENTION = ("attention", "o", "v", "k", "q")
 _BACKWARD_MLP = ("mlp", "down", "up", "gate")
 _CONTAINERS = frozenset({"attention", "mlp"})
+# In the order of `ds_id`, by which a leaf's weights are queued; its gradients are reduced so too.
+_LEAF = ("q", "k", "v", "o", "gate", "up", "down", "input_layernorm", "post_attention_layernorm")
 
 
-def visits(model: LlamaConfig, recompute: RecomputeConfig | None) -> list[Visit]:
-    """Modules in the order in which forward and backward come to them."""
-    return _visits(model.num_hidden_layers, model.tie_word_embeddings, recompute)
+def visits(
+    model: LlamaConfig, recompute: RecomputeConfig | None, *, leaves: bool = False
+) -> list[Visit]:
+    """Modules in the order in which forward and backward come to them. leaves: blocks are visited
+    whole, and what is recomputed passes no hook (zero/compiling.py)."""
+    return _visits(model.num_hidden_layers, model.tie_word_embeddings, recompute, leaves)
 
 
 @lru_cache(maxsize=32)
-def _visits(count: int, tied: bool, recompute: RecomputeConfig | None) -> list[Visit]:
+def _visits(count: int, tied: bool, recompute: RecomputeConfig | None, leaves: bool) -> list[Visit]:
     head = ("embed" if tied else "head",)
     layers = range(count)
     way = "forward"
     order = [Visit("llama", 0, way), Visit("model", 0, way), Visit("embed", 0, way, ("embed",))]
     for layer in layers:
+        if leaves:
+            order.append(_leaf(layer, way))
+            continue
         order.append(Visit("block", layer, way))
         order += _parts(_BLOCK, layer, way)
     order += [Visit("norm", 0, way, ("norm",)), Visit("head", 0, way, head)]
@@ -127,6 +122,9 @@ def _visits(count: int, tied: bool, recompute: RecomputeConfig | None) -> list[V
     order += [Visit("llama", 0, way), Visit("head", 0, way, head), Visit("model", 0, way)]
     order.append(Visit("norm", 0, way, ("norm",)))
     for layer in reversed(layers):
+        if leaves:
+            order.append(_leaf(layer, way))
+            continue
         order.append(Visit("block", layer, way))
         order += _backward(layer, recomputed(recompute, layer))
     return [*order, Visit("embed", 0, way, ("embed",))]
@@ -139,9 +137,15 @@ def recomputed(recompute: RecomputeConfig | None, layer: int) -> str | None:
     return recompute.part
 
 
-def trace(model: LlamaConfig, recompute: RecomputeConfig | None) -> list[tuple[str, ...]]:
+def trace(
+    model: LlamaConfig, recompute: RecomputeConfig | None, *, leaves: bool = False
+) -> list[tuple[str, ...]]:
     """The weights that each visit asks for."""
-    return [visit.weights for visit in visits(model, recompute)]
+    return [visit.weights for visit in visits(model, recompute, leaves=leaves)]
+
+
+def _leaf(layer: int, way: str) -> Visit:
+    return Visit("block", layer, way, tuple(f"{layer}.{name}" for name in _LEAF))
 
 
 def _parts(kinds: Sequence[str], layer: int, way: str) -> Iterator[Visit]:
@@ -176,21 +180,24 @@ def persistent(sizes: dict[str, int], limits: Limits) -> set[str]:
     return kept
 
 
-def replay(order: Trace, sizes: dict[str, int], limits: Limits) -> Gathers:
-    """Fetch, prefetch and release along a complete trace, persistent weights whole already."""
-    return _replay(tuple(order), tuple(sizes.items()), limits)
+def replay(order: Trace, sizes: dict[str, int], limits: Limits, ranks: int = 1) -> Gathers:
+    """Fetch, prefetch and release along a complete trace, persistent weights whole already.
+
+    What `ranks` gather is padded to a multiple of them; what decides is not.
+    """
+    return _replay(tuple(order), tuple(sizes.items()), limits, ranks)
 
 
 @lru_cache(maxsize=32)
 def _replay(
-    order: tuple[Sequence[str], ...], named: tuple[tuple[str, int], ...], limits: Limits
+    order: tuple[Sequence[str], ...], named: tuple[tuple[str, int], ...], limits: Limits, ranks: int
 ) -> Gathers:
-    sizes = dict(named)
+    sizes, buffers = dict(named), {name: -(-size // ranks) * ranks for name, size in named}
     stays = persistent(sizes, limits)
-    coordinator = _Coordinator(order, sizes, limits, stays)
+    coordinator = Coordinator(order, sizes, limits, stays, buffers)
     for step in range(len(order)):
         coordinator.run(step)
-    kept = sum(sizes[name] for name in stays)
+    kept = sum(buffers[name] for name in stays)
     return Gathers(coordinator.elements, coordinator.calls, coordinator.most_live, kept)
 
 
@@ -232,132 +239,10 @@ def _windows(
     sizes = {name: size for name, size, _ in weights}
     buffers = None if alone else {name: size for name, _, size in weights}
     copies = dict(copied)
-    coordinator = _Coordinator(order, sizes, limits, persistent(sizes, limits), buffers)
+    coordinator = Coordinator(order, sizes, limits, persistent(sizes, limits), buffers)
     found = []
     for step in range(len(order)):
         coordinator.run(step)
         made = sum(copies.pop(name, 0) for name in coordinator.released) if copies else 0
         found.append(Window(coordinator.most, coordinator.during, coordinator.held, made))
     return found
-
-
-@dataclass
-class _Fetch:
-    """Weights fetched in one call, and those of them that no module has waited for."""
-
-    elements: int
-    buffer: int
-    waiting: set[str]
-    copied: bool = False
-
-
-class _Coordinator:
-    """The coordinator's state along one micro-batch; its names for the same things."""
-
-    def __init__(
-        self,
-        order: Trace,
-        sizes: dict[str, int],
-        limits: Limits,
-        stays: set[str],
-        buffers: dict[str, int] | None = None,
-    ) -> None:
-        self.order, self.sizes, self.limits, self.stays = order, sizes, limits, stays
-        self.buffers = buffers
-        self.held = self.most = self.during = 0
-        self.inflight: dict[str, _Fetch] = {}
-        self.released = set[str]()
-        self.whole: dict[str, int] = {}
-        self.queue = [(name, step) for step, names in enumerate(order) for name in names]
-        self.position = 0  # of the queue's left end
-        self.available = set(stays)
-        self.fetched_for: dict[str, int] = {}
-        self.elements = self.calls = self.live = self.most_live = 0
-        of_each = (sum([sizes[name] for name in names]) if names else 0 for names in order)
-        self.before = [0, *accumulate(of_each)]
-        uses: dict[str, list[int]] = {}
-        for name, step in self.queue:
-            uses.setdefault(name, []).append(step)
-        self.uses = uses
-
-    def run(self, step: int) -> None:
-        """One module: fetch it, fetch ahead, use it, drop what may be dropped."""
-        names = self.order[step]
-        self.released = set()
-        if not names:
-            self._prefetch()
-            self.most = self.during = self.held
-            return
-        self._gather([name for name in names if name not in self.available])
-        wanted = sum(self.fetched_for.get(name, -1) < step for name in names)
-        for name, used_at in self.queue[self.position : self.position + wanted]:
-            self.fetched_for[name] = used_at
-        self.position += wanted
-        self.most = self.held
-        for name in names:
-            self._wait(name)
-        self._prefetch()
-        self.during = self.held
-        self.most = max(self.most, self.held)
-        for name in names:
-            if name not in self.stays and not self._comes_back(name, step + 1):
-                self.released.add(name)
-                self.available.discard(name)
-                self.live -= self.sizes[name]
-                self.held -= self.whole.pop(name, 0)
-
-    def _gather(self, names: Sequence[str]) -> None:
-        if names:
-            elements = sum(self.sizes[name] for name in names)
-            self.elements += elements
-            self.calls += 1
-            self.live += elements
-            self.most_live = max(self.most_live, self.live)
-            self.available.update(names)
-            if self.buffers is None:
-                self.whole.update({name: self.sizes[name] for name in names})
-                self.held += elements
-                return
-            buffer = sum(self.buffers[name] for name in names)
-            fetch = _Fetch(elements, buffer, set(names))
-            self.inflight.update(dict.fromkeys(names, fetch))
-            self.held += buffer
-
-    def _wait(self, name: str) -> None:
-        fetch = self.inflight.pop(name, None)
-        if fetch is None:
-            return
-        if fetch.elements == self.sizes[name]:  # it came alone
-            self.whole[name] = fetch.buffer
-            return
-        if not fetch.copied:
-            self.whole.update({other: self.sizes[other] for other in fetch.waiting})
-            self.held += fetch.elements
-            fetch.copied = True
-        self.most = max(self.most, self.held)
-        fetch.waiting.discard(name)
-        if not fetch.waiting:
-            self.held -= fetch.buffer
-
-    def _prefetch(self) -> None:
-        if self.position == len(self.queue):
-            return
-        room = min(self.limits.max_live_parameters - self.live, self.limits.prefetch_bucket_size)
-        found: list[str] = []
-        elements = 0
-        while self.position < len(self.queue) and elements < room:
-            name, used_at = self.queue[self.position]
-            self.position += 1
-            self.fetched_for[name] = max(self.fetched_for.get(name, -1), used_at)
-            if name not in self.available and name not in found:
-                found.append(name)
-                elements += self.sizes[name]
-        self._gather(found)
-
-    def _comes_back(self, name: str, step: int) -> bool:
-        if self.fetched_for.get(name, -1) > step:
-            return True
-        for use in self.uses[name]:
-            if use >= step:
-                return self.before[use] - self.before[step] < self.limits.max_reuse_distance
-        return False

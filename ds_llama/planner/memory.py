@@ -85,7 +85,7 @@ def memory(resolved: Resolved, device_memory_bytes: int | None = None) -> Memory
         ledger.peek("other", 4 * min(settings.largest, _BLOCK), host=True)
     with ledger.phase("initialise"):
         states.initialise()
-    order = gathers.visits(settings.model, settings.recompute)
+    order = gathers.visits(settings.model, settings.recompute, leaves=settings.leaves)
     windows = _windows(settings, order)
     passes = Passes(settings, ledger, _reducer(settings)(settings, ledger), order, windows)
     with ledger.phase("first"):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from ds_llama.planner.autocast import Autocast
+from ds_llama.planner.compiled import Compiled
 from ds_llama.planner.gathers import Visit, Window, recomputed
 from ds_llama.planner.gradients import Reducer
 from ds_llama.planner.ledger import Ledger
@@ -34,7 +35,8 @@ class Passes:
     ) -> None:
         self.settings, self.ledger, self.reducer = settings, ledger, reducer
         narrower = settings.product_width < settings.width
-        self.order, self.walk = order, (Autocast if narrower else Walk)(settings)
+        walk = Compiled if settings.leaves else Autocast if narrower else Walk
+        self.order, self.walk = order, walk(settings)
         self.region = self.walk.region(order)
         self.weights = {weight.name: weight for weight in settings.weights}
         # The last weight waits for `finish`: it is the embedding's, whose input has no gradient.

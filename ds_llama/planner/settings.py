@@ -62,11 +62,16 @@ class Settings:
         """What the run has that a plan's memory leaves out."""
         context = Context(self.resolved.deepspeed)
         found = [key for key in _UNPLAYED if context.get(key)]
-        if self.resolved.run.train.compile:  # what is kept for backward is the compiler's choice
-            found.append("train.compile")
+        if self.resolved.run.train.compile and not self.leaves:
+            found.append("train.compile under torch_autocast")
         if self.muon:  # gathers whole gradients and momenta to orthogonalise them (stage3.py:2640)
             found.append("Muon's update")
         return tuple(found)
+
+    @cached_property
+    def leaves(self) -> bool:
+        """Whether blocks are compiled and played whole (planner/compiled.py)."""
+        return self.resolved.run.train.compile and self.product_width == self.width
 
     @cached_property
     def muon(self) -> int:

@@ -210,7 +210,8 @@ class _Model:
     def engine(self) -> work.Work:
         resolved = self.resolved
         steps, recompute = resolved.accumulation_steps, resolved.run.train.recompute
-        return work.engine(resolved.model, resolved.stage, steps, recompute)
+        leaves = resolved.run.train.compile
+        return work.engine(resolved.model, resolved.stage, steps, recompute, leaves=leaves)
 
     def buffers(self) -> work.Work:
         """Each gradient's way through a bucket: copied in, averaged, added to what was there."""

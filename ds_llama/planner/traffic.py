@@ -15,12 +15,12 @@ hpZ and ZeRO++'s quantisation move less than this says, which counts plain stage
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ds_llama.config.resolve import Resolved
 from ds_llama.planner import gathers
+from ds_llama.planner.coordinator import Limits
 
 _BYTES = {
     "float32": 4, "fp32": 4, "float": 4,
@@ -62,9 +62,9 @@ def element_bytes(dtype: str | None) -> int | None:
     return None if dtype is None else _BYTES[dtype.removeprefix("torch.")]
 
 
-def limits(zero: dict[str, Any]) -> gathers.Limits:
+def limits(zero: dict[str, Any]) -> Limits:
     """The coordinator's settings out of a resolved `zero_optimization`."""
-    return gathers.Limits(
+    return Limits(
         prefetch_bucket_size=int(zero["stage3_prefetch_bucket_size"]),
         max_live_parameters=int(zero["stage3_max_live_parameters"]),
         max_reuse_distance=int(zero["stage3_max_reuse_distance"]),
@@ -93,8 +93,7 @@ def _flat(resolved: Resolved) -> Traffic:
         theory = {"reduce_scatter": rounds * total * sent, "all_gather": total * size}
         if not zero.get("use_multi_rank_bucket_allreduce", True):
             collectives = {"reduce": rounds * total * sent, "all_gather": padded * size}
-    bucket = max(1, int(zero.get("reduce_bucket_size", 25_000_000 // size)))
-    calls = rounds * math.ceil(total / bucket) + (2 if resolved.stage else 0)
+    calls = rounds * _buckets(resolved, leaves=False) + (2 if "all_gather" in collectives else 0)
     down, up = 0, _tokens(resolved)
     if resolved.offload_optimizer is not None:
         share, steps = padded // world, resolved.accumulation_steps
@@ -109,12 +108,15 @@ def _stage3(resolved: Resolved) -> Traffic:
     zero, world = resolved.deepspeed["zero_optimization"], resolved.world_size
     size, rounds = element_bytes(resolved.dtype) or 4, resolved.accumulation_steps
     sent = element_bytes(resolved.deepspeed.get("communication_data_type")) or size
-    sizes = {name: _padded(n, world) for name, n in gathers.weights(resolved.model).items()}
+    whole = gathers.weights(resolved.model)
+    sizes = {name: _padded(n, world) for name, n in whole.items()}
     total, held = resolved.model.num_parameters, sum(sizes.values()) // world
     recompute = resolved.run.train.recompute
     if "activation_checkpointing" not in resolved.deepspeed:
         recompute = None
-    found = gathers.replay(gathers.trace(resolved.model, recompute), sizes, limits(zero))
+    leaves = resolved.run.train.compile
+    trace = gathers.trace(resolved.model, recompute, leaves=leaves)
+    found = gathers.replay(trace, whole, limits(zero), world)
     collectives = {
         "all_gather": (rounds * found.elements + found.persistent_elements) * size,
         "reduce_scatter": rounds * held * world * sent,
@@ -122,10 +124,10 @@ def _stage3(resolved: Resolved) -> Traffic:
     if world == 1:
         del collectives["all_gather"]
     theory = {"all_gather": rounds * 2 * total * size, "reduce_scatter": rounds * total * sent}
-    bucket = max(1, int(zero["reduce_bucket_size"]))
-    # After the step each weight that persists is gathered by itself (stage3.py:2841).
-    stays = len(gathers.persistent(sizes, limits(zero)))
-    calls = rounds * (found.calls + math.ceil(total / bucket)) + stays
+    calls = rounds * _buckets(resolved, leaves=leaves)
+    if world > 1:
+        # After the step each weight that persists is gathered by itself (stage3.py:2841).
+        calls += rounds * found.calls + len(gathers.persistent(whole, limits(zero)))
     gathered = (rounds * found.elements + found.persistent_elements) // world * size
     down, up, read, write = 0, _tokens(resolved), 0, 0
     if resolved.offload_optimizer is not None:
@@ -144,6 +146,23 @@ def _stage3(resolved: Resolved) -> Traffic:
         read += sum(large) * gathered // (held * size)
         write += sum(large)
     return Traffic(collectives, calls, theory, up, down, read, write)
+
+
+def _buckets(resolved: Resolved, *, leaves: bool) -> int:
+    """How many times a bucket of gradients is reduced in the backward pass of a micro-batch: before
+    one that it has no room for (stage_1_and_2.py:1422, stage3.py:1584), and at the end."""
+    sizes = gathers.weights(resolved.model)
+    order = gathers.visits(resolved.model, None, leaves=leaves)
+    bucket = int(resolved.deepspeed["zero_optimization"].get("reduce_bucket_size", 500_000_000))
+    made = [n for visit in order if visit.way == "backward" for n in visit.weights]
+    if resolved.model.tie_word_embeddings:
+        made.remove("embed")  # the head's waits for the embedding's
+    calls = held = 0
+    for size in map(sizes.__getitem__, made):
+        if held and held + size > bucket:
+            calls, held = calls + 1, 0
+        held += size
+    return calls + 1
 
 
 def _tokens(resolved: Resolved) -> int:

@@ -70,11 +70,15 @@ class Walk:
         self.ledger.peek(_ACTIVATIONS, size)
 
     def _gradient(self, visit: Visit, free: int = 0) -> None:
-        """Made, and then `free` bytes of what it was made of go. What takes it is played in
-        between, so that a new stretch begins."""
+        """Made, and then `free` bytes of what it was made of go."""
         elements = sum(self.weights[name].elements for name in visit.weights)
         self.ledger.hold(_GRADIENTS, self.settings.width * elements)
         self._free(free)
+        self._made(visit)
+
+    def _made(self, visit: Visit) -> None:
+        """The gradients of what was visited are there. What takes them is played in between, so
+        that a new stretch begins."""
         self.parts.append(Part(self.ledger.stretch(), self.place))
         self.ledger = Ledger()
 

@@ -77,11 +77,18 @@ _FUSED_OPERATIONS = {"attention": (9, 20), "mlp": (5, 12), "head": (30, 20)}
 _STEP, _GRADIENT, _VISIT = 220, 18, 40
 
 
-def engine(model: LlamaConfig, stage: int, rounds: int, recompute: RecomputeConfig | None) -> Work:
+def engine(
+    model: LlamaConfig,
+    stage: int,
+    rounds: int,
+    recompute: RecomputeConfig | None,
+    *,
+    leaves: bool = False,
+) -> Work:
     """The engine's own operations in one step of `rounds` micro-batches."""
     operations = _STEP + rounds * _GRADIENT * len(weights(model))
     if stage == 3:
-        operations += rounds * _VISIT * len(visits(model, recompute))
+        operations += rounds * _VISIT * len(visits(model, recompute, leaves=leaves))
     return Work(operations=float(operations))
 
 

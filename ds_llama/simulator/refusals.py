@@ -46,8 +46,8 @@ def check(resolved: Resolved) -> None:
             "train.compile lets a compiler decide what is kept for backward, and its code does not "
             "run on fake tensors: that cannot be simulated",
             where=f"{resolved.run.label}:train.compile",
-            remedy="simulate the run with train.compile=false; what it saves is then not in the "
-            "numbers",
+            remedy="`ds-llama plan` plays compiled blocks; or simulate the run with "
+            "train.compile=false, of which what is kept differs",
         )
     for key, why in _REFUSED:
         if _get(resolved.deepspeed, key):

@@ -12,9 +12,11 @@ from typing import Any
 
 from ds_llama.config import LlamaConfig
 from ds_llama.measure import theory
+from ds_llama.planner.traffic import traffic
 from ds_llama.selftest import memory
 from ds_llama.selftest.cells import Cell
 from ds_llama.zero import world
+from ds_llama.zero.register import resolve_here
 
 CONFIG = LlamaConfig(**memory.MODEL)
 P = CONFIG.num_parameters
@@ -63,6 +65,8 @@ def by_hand(folder: Path, *, name: str) -> None:
         kind: size // 2 * (2 if kind == "all_reduce" else 1)
         for kind, size in moved["collectives"].items()
     }
+    if name != "owner":  # a call for each rank that owns some of a bucket
+        assert sum(moved["calls"].values()) == traffic(resolve_here(run)).calls, moved["calls"]
     assert 0 < moved["control_bytes"] < P // 1000, moved
     assert moved["to_device_bytes"] == moved["to_host_bytes"] == 0  # host and device are one
     paper = found["theory"]

@@ -110,6 +110,19 @@ def test_quantized_weights_are_no_flags() -> None:
     assert traffic.read().collectives == {"all_gather": SIZE}
 
 
+def test_what_is_in_one_tensor_is_weights_however_few() -> None:
+    """A norm's weights in a large world, and their gradients; a sum of as many is a norm's."""
+    few = torch.zeros(2 * RANKS)
+    with Traffic() as traffic:
+        dist.all_gather_into_tensor(few, few[:2].clone())
+        dist.reduce_scatter_tensor(few[:2].clone(), few)
+        dist.all_reduce(few)
+    moved = traffic.read()
+    assert moved.calls == {"all_gather": 1, "reduce_scatter": 1}
+    assert moved.collectives == {"all_gather": 8 * RANKS, "reduce_scatter": 8 * RANKS}
+    assert moved.control_bytes == 8 * RANKS
+
+
 def test_backward_passes_count_and_reset_forgets() -> None:
     weight = torch.ones(SIZE, requires_grad=True)
     weight.register_post_accumulate_grad_hook(lambda p: dist.all_reduce(p.grad))

@@ -191,7 +191,8 @@ def test_muon_keeps_one_moment_of_the_blocks_matrices() -> None:
         ("zero3", (), []),
         ("zero3_superoffload", (), ["zero_optimization.offload_optimizer.super_offload"]),
         ("zero3_deepcompile", (), ["compile.deepcompile"]),
-        ("zero3", ("train.compile=true",), ["train.compile"]),
+        ("zero3", ("train.compile=true",), []),
+        ("zero2_autocast", ("train.compile=true",), ["train.compile under torch_autocast"]),
         (
             "zero2_autocast",
             ('deepspeed.torch_autocast.lower_precision_safe_modules=["torch.nn.Linear"]',),

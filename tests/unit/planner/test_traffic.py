@@ -13,6 +13,7 @@ from ds_llama.config.model import LlamaConfig
 from ds_llama.config.resolve import resolve
 from ds_llama.config.run import RecomputeConfig, Run
 from ds_llama.planner import gathers
+from ds_llama.planner.coordinator import Limits
 from ds_llama.planner.traffic import traffic
 from ds_llama.simulator import simulate
 
@@ -172,18 +173,18 @@ def test_every_weight_is_gathered_once_to_three_times(
 ) -> None:
     recompute = None if part is None else RecomputeConfig(part=part)
     order = gathers.trace(LlamaConfig(**MODEL), recompute)
-    found = gathers.replay(order, SIZES, gathers.Limits(prefetch, live, reuse, 0, 0))
+    found = gathers.replay(order, SIZES, Limits(prefetch, live, reuse, 0, 0))
     most = 2 if part is None else 3
     assert PARAMETERS <= found.elements <= most * PARAMETERS
     assert found.most_live <= PARAMETERS
-    kept = gathers.replay(order, SIZES, gathers.Limits(prefetch, live, 10 * PARAMETERS, 0, 0))
+    kept = gathers.replay(order, SIZES, Limits(prefetch, live, 10 * PARAMETERS, 0, 0))
     assert kept.elements == PARAMETERS
 
 
 def test_more_reuse_never_gathers_more_without_prefetch() -> None:
     order = gathers.trace(LlamaConfig(**MODEL), None)
     gathered = [
-        gathers.replay(order, SIZES, gathers.Limits(0, PARAMETERS, reuse, 0, 0)).elements
+        gathers.replay(order, SIZES, Limits(0, PARAMETERS, reuse, 0, 0)).elements
         for reuse in range(0, 2 * PARAMETERS, PARAMETERS // 8)
     ]
     assert gathered == sorted(gathered, reverse=True)

@@ -149,7 +149,7 @@ def test_an_optimizer_that_no_test_holds_is_refused(kind: str, says: str, own: s
 def test_compiled_blocks_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"its code does not run on fake tensors") as caught:
         resolved(Request(load_run(tree(train={"steps": 9, "compile": True})), N))
-    assert "train.compile=false" in caught.value.remedy
+    assert "`ds-llama plan` plays compiled blocks" in caught.value.remedy
 
 
 def test_weights_are_not_read(outcomes: dict[str, Outcome]) -> None:

@@ -12,12 +12,16 @@ the compiled forward. All blocks share their code and so what is compiled of it:
 second without gradients where blocks are recomputed. In evaluation a block runs as it is: texts
 that grow by a token have another shape each time.
 
-A dispatch mode (measure.accounting) sees nothing inside of compiled code. While there is one torch
-compiles nothing, and never again what it has then seen (torch/_dynamo/convert_frame.py:2543).
+Forward is compiled in the first micro-batch and backward in its backward pass, on every rank.
+What inductor makes is kept in a folder of the machine, and a kernel's compiler runs under a lock
+of its name there (torch/_inductor/codecache.py:3879): once for all ranks. A later run of the same
+shapes, as after a resume, traces, and finds the rest.
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +32,8 @@ from torch import nn
 
 from ds_llama.errors import MachineError, ModelError
 from ds_llama.model.traits import Traits
+from ds_llama.units import format_duration
+from ds_llama.zero import world
 
 BACKEND = "inductor"
 
@@ -51,6 +57,8 @@ def apply(model: nn.Module, traits: Traits, stage: int) -> None:
         require_compiler(get_accelerator().device_name())
     if stage == 3:
         set_z3_leaf_modules(model, list(traits.leaf_classes) or [type(blocks[0])])
+    if world.rank() == 0:
+        _announce()
     for block in blocks:
         block.forward = _compiled(block)  # type: ignore[method-assign]
 
@@ -74,6 +82,30 @@ def require_compiler(device: str) -> None:
         cpp_builder.get_cpp_compiler()
     except InvalidCxxCompiler as error:
         raise _no_compiler("finds no C++ compiler") from error
+
+
+def _announce() -> None:
+    """Say on stderr when torch begins to compile, and how long it took: the first step's delay."""
+    from torch._dynamo.callback import CallbackTrigger, callback_handler
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    began = time.perf_counter()
+
+    def begins(args: Any) -> None:
+        nonlocal began
+        began = time.perf_counter()
+        back = args.callback_trigger is CallbackTrigger.LAZY_BACKWARD
+        way = "backward" if back else "forward"
+        print(f"compiling the blocks' {way}; kept in {cache_dir()}", file=sys.stderr, flush=True)
+
+    def ends(args: Any) -> None:
+        print(f"compiled in {format_duration(time.perf_counter() - began)}", file=sys.stderr)
+
+    for callbacks in (callback_handler.start_callbacks, callback_handler.end_callbacks):
+        # not those of an engine before
+        callbacks[:] = [each for each in callbacks if each.__module__ != __name__]
+    callback_handler.register_start_callback(begins)
+    callback_handler.register_end_callback(ends)
 
 
 def _no_compiler(what: str) -> MachineError:

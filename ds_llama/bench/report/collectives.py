@@ -136,9 +136,9 @@ def blocks(comm: Comm) -> Iterator[Block]:
         yield _bandwidths(comm)
         yield Text("GB/s of bus bandwidth: what crosses every rank's link.", "note")
         yield Pictures((_picture(comm),))
-        yield Folded(f"all {len(comm.rows)} times", (_times(comm),))
-    for line in comm_words.left_out(found):
-        yield Text(f"{line[0].upper()}{line[1:]}.", "note")
+        lacking = (Text(f"{s[0].upper()}{s[1:]}.", "note") for s in comm_words.left_out(found))
+        summary = f"all {len(comm.rows)} times" + (", and what was left out" * bool(comm.left_out))
+        yield Folded(summary, (_times(comm), *lacking))
     if comm.stages:
         yield Heading("What they make of a step of each stage", 3)
         yield Text(f"{comm_words.about_stages(found)}:", "note")

@@ -80,7 +80,7 @@ def frontier(group: Group, advice: Advice, name: str) -> Picture | None:
         )
         drawing.legend(figure, dict(sorted(handles.items())))
         figure.draw_without_rendering()
-        _label(axes, points, [group.name(cell) for cell in named], every)
+        _label(axes, points, [drawing.short(group.name(cell)) for cell in named], every)
         alt = f"Memory against throughput of {len(known)} cells"
         note = "Ringed: what to take. Dashed: no other cell is as fast with less memory."
         return drawing.finish(figure, name, "Memory and throughput", alt, note)

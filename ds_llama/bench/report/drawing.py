@@ -40,6 +40,7 @@ VARIABLES = {
 WIDTH = 5.0  # inches: a phone shows it at about 1 pixel a point, so its text is legible there
 ROW = 0.28
 _LETTER = 5.6  # points, of small print
+_LEGEND = 50  # letters that a line under the figure has room for
 _W3 = "http://www.w3.org"
 
 
@@ -101,17 +102,26 @@ def plain(axes: Axes, grid: str) -> None:
 
 
 def rows_down(axes: Axes, names: Sequence[str]) -> None:
-    """Names from the top down, one a row."""
-    axes.set_yticks(range(len(names)), names)
+    """Names from the top down, one a row; of long ones what leaves room for the bars."""
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def short(name: str, longest: int = 36) -> str:
+    """A name without its middle where it is longer: cells differ at the ends of theirs."""
+    if len(name) <= longest:
+        return name
+    head = longest // 3
+    return f"{name[:head]}…{name[head + 1 - longest :]}"
 
 
 def legend(figure: Figure, found: Mapping[str, Artist]) -> None:
     """Under the figure, where it covers nothing, in as many columns as there is room for."""
-    widest = max(_LETTER * len(label) for label in found) + 28
+    labels = [short(label, _LEGEND) for label in found]
+    widest = max(_LETTER * len(label) for label in labels) + 28
     figure.legend(
         found.values(),
-        found.keys(),
+        labels,
         loc="outside lower center",
         ncols=max(1, min(4, len(found), int(72 * WIDTH / widest))),
         handlelength=1.2,

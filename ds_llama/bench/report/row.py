@@ -207,7 +207,14 @@ class Cell(Read):
 
 
 def parse(content: dict[str, Any]) -> Cell:
-    """The cell of a row. Raises pydantic's ValidationError."""
+    """The cell of a row. Raises pydantic's ValidationError.
+
+    The plan is of this package's own program: beside another's memory it would predict nothing.
+    """
     if content.get("status") != OK:
         return Cell.model_validate({**content, "measured": None})
-    return Cell.model_validate({**content, "measured": Measured.model_validate(content)})
+    measured = Measured.model_validate(content)
+    if content.get("program") != OURS:
+        memory = measured.memory.model_copy(update={"predicted": None})
+        measured = measured.model_copy(update={"memory": memory})
+    return Cell.model_validate({**content, "measured": measured})

@@ -237,3 +237,25 @@ def test_a_changed_folder_says_so(folder: Write) -> None:
     assert "## Change from old" in text
     assert "2 cells measured in both: 1 slower, 1 no difference seen." in text
     assert "1 only in old, not here" in text
+
+
+def test_the_plan_is_held_against_this_packages_own_cells_alone(folder: Write) -> None:
+    row = changed(measured_rows()[0], name=None)
+    assert row["memory"]["predicted"]
+    make(path := folder([changed(row, "peer", program="../peers/peer.py:way")]))
+    text = (path / "report.md").read_text()
+    assert "planned" not in text
+    assert "Predicted" not in text
+    make(path := folder([row]))
+    assert "planned peak" in (path / "report.md").read_text()
+
+
+def test_names_of_any_length_leave_room_for_the_bars(folder: Write) -> None:
+    """Plots are drawn without a warning, which would be an error here, and differ by their ends."""
+    row = changed(measured_rows()[0], memory__predicted=None, parts_s=None, name=None)
+    program = "../peers/a_program_with_a_long_name.py:and_a_way_of_its_own_that_is_longer_yet"
+    rows = [changed(row, str(n), program=f"{program}_{n}", model_name="m" * 90) for n in range(2)]
+    make(path := folder(rows))
+    page, name = (path / "report.html").read_text(), f"{program[9:].replace('.py', '')}_1"
+    assert f">{name}<" in page  # in tables; in plots it is
+    assert f">{name[:12]}…{name[-23:]}<" in page

@@ -87,7 +87,17 @@ def duplicates(targets: Iterable[Target]) -> list[ConfigError]:
     return errors
 
 
-def _target(host: Host, ssh: Sequence[str], here: frozenset[str]) -> Target | ConfigError:
+def hostname(host: Host, ssh: Sequence[str] = ("ssh",)) -> str:
+    """The name or address that ssh connects to for this host; its own where ssh cannot tell."""
+    with contextlib.suppress(MachineError):
+        settings = _settings(host, ssh)
+        if not isinstance(settings, ConfigError):
+            return settings["hostname"]
+    return host.host
+
+
+def _settings(host: Host, ssh: Sequence[str]) -> dict[str, str] | ConfigError:
+    """What `ssh -G` says; it reads settings and connects to nothing."""
     try:
         done = subprocess.run(
             [*ssh, "-G", "--", host.name],
@@ -106,7 +116,13 @@ def _target(host: Host, ssh: Sequence[str], here: frozenset[str]) -> Target | Co
         lines = done.stderr.strip().splitlines()
         what = f"ssh does not take {host.name}: {lines[-1] if lines else 'no reason given'}"
         return _error(host, what, "mend ~/.ssh/config")
-    settings = dict(line.partition(" ")[::2] for line in reversed(done.stdout.splitlines()))
+    return dict(line.partition(" ")[::2] for line in reversed(done.stdout.splitlines()))
+
+
+def _target(host: Host, ssh: Sequence[str], here: frozenset[str]) -> Target | ConfigError:
+    settings = _settings(host, ssh)
+    if isinstance(settings, ConfigError):
+        return settings
     target = Target(host, settings["hostname"], int(settings["port"]), settings["user"])
     proxy = settings.get("proxyjump") or settings.get("proxycommand") or "none"
     if proxy != "none":

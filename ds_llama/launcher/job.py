@@ -21,6 +21,7 @@ class Job:
 
     env: variables that every rank gets. ops: compiled on each host before its ranks start. logs: a
     folder on each host for what its ranks print; output: the run's folder, where a run has one.
+    starter: what starts a host's ranks, DeepSpeed's launch.py or torchrun (`launcher.starter`).
     `master` is filled in once the first host has said where the others reach it.
     """
 
@@ -35,6 +36,7 @@ class Job:
     python: str = sys.executable
     master_addr: str = ""
     master_port: int = 0
+    starter: str = "deepspeed"
 
     @property
     def world_size(self) -> int:

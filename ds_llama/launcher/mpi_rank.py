@@ -1,0 +1,140 @@
+"""`python -m ds_llama.launcher.mpi_rank … MODULE ARGUMENT…`: one rank under mpirun.
+
+It compiles ops, tells the rank who it is, as deepspeed.launcher.launch does for its own (no mpi4py
+is needed for that), stays above it, and ends as it ends.
+
+mpirun passes SIGUSR1 on and nothing else in time: it kills ranks that were to save first, 2 s (Open
+MPI) or no time (MPICH) after a SIGTERM. So SIGUSR1 to mpirun is SIGTERM to the rank.
+
+Hydra, MPICH's, ends the others when a rank is killed by a signal and not when it exits with an
+error, and DeepSpeed's own helper for it drops the exit code altogether
+(deepspeed/launcher/launcher_helper.py:104): a failure is an abort on PMI's wire here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from types import FrameType
+
+from ds_llama.errors import DsLlamaError
+from ds_llama.launcher import ops, routes
+from ds_llama.launcher.environment import rank_environment
+from ds_llama.launcher.orphan import SUPERVISOR, die_with_parent
+
+# Names of rank, size, local rank, local size: Open MPI's, then Hydra's.
+_OPENMPI = tuple(f"OMPI_COMM_WORLD_{word}" for word in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
+_HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the module as a child; its exit code, 128 + n for signal n."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for name in ("--world_info", "--master_addr", "--master_port", "--ops"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("module")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    args = parser.parse_args(argv)
+    world: dict[str, list[int]] = json.loads(base64.urlsafe_b64decode(args.world_info))
+    found = place(os.environ, world)
+    found.update(MASTER_ADDR=args.master_addr, MASTER_PORT=args.master_port)
+    child = _Child()
+    for signum in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, child.ask)
+    die_with_parent()
+    try:
+        ops.build(filter(None, args.ops.split(",")))
+    except DsLlamaError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    else:
+        words = [sys.executable, "-u", "-m", args.module, *args.arguments]
+        code = child.run(words, _environment(found, list(world)))
+    if code:
+        abort(code)
+    return code
+
+
+class _Child:
+    """The rank, which is asked to end also when that is wished before it is there."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asked = False
+
+    def run(self, words: Sequence[str], env: Mapping[str, str]) -> int:
+        """To its end; the exit code as a shell has it."""
+        # mpirun signals the whole group, and SIGUSR1 would kill the rank.
+        self._process = subprocess.Popen(words, env=env, start_new_session=True)
+        if self._asked:
+            self._process.terminate()
+        code = self._process.wait()
+        return 128 - code if code < 0 else code
+
+    def ask(self, signum: int, frame: FrameType | None) -> None:
+        """Signal handler."""
+        self._asked = True
+        if self._process is not None:
+            self._process.terminate()
+
+
+def _environment(found: Mapping[str, str], hosts: Sequence[str]) -> dict[str, str]:
+    env = rank_environment(int(found["LOCAL_SIZE"]))
+    if len(hosts) > 1:
+        # By another host's name: its own may mean the loopback (127.0.1.1 on Debian).
+        env.update(routes.for_collectives(hosts[0 if int(found["CROSS_RANK"]) else 1], env))
+    else:
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return {**env, **found, SUPERVISOR: str(os.getpid())}
+
+
+def place(environ: Mapping[str, str], world: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """What a rank must know, from what mpirun says and from the devices of each host, in order.
+
+    Raises SystemExit when mpirun put the rank elsewhere than `world` has it.
+    """
+    names = next((four for four in (_OPENMPI, _HYDRA) if four[0] in environ), None)
+    if names is None:
+        raise SystemExit("error: no mpirun of Open MPI or MPICH has started this process")
+    rank, size, local, per_host = (int(environ[name]) for name in names)
+    places = [(node, i) for node, host in enumerate(world) for i in range(len(world[host]))]
+    if size != len(places) or places[rank][1] != local:
+        raise SystemExit(
+            f"error: mpirun made rank {rank} of {size} number {local} on its host, which is not "
+            f"what the hostfile says: {json.dumps({host: len(ids) for host, ids in world.items()})}"
+        )
+    node = places[rank][0]
+    devices = list(world.values())[node]
+    if per_host != len(devices):
+        raise SystemExit(f"error: mpirun put {per_host} ranks on host {node}, not {len(devices)}")
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(local),
+        "LOCAL_SIZE": str(per_host),
+        "CROSS_RANK": str(node),
+        "CROSS_SIZE": str(len(world)),
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)),
+    }
+
+
+def abort(code: int) -> None:
+    """Have Hydra end the other ranks and exit with `code`; without Hydra nothing.
+
+    PMI's simple wire protocol, of which this is the one command that needs no answer.
+    """
+    descriptor = os.environ.get("PMI_FD", "")
+    if descriptor.isdigit():
+        with suppress(OSError):
+            os.write(int(descriptor), b"cmd=abort exitcode=%d\n" % code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,17 +17,16 @@ import argparse
 import base64
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from types import FrameType
 
 from ds_llama.errors import DsLlamaError
 from ds_llama.launcher import ops, routes
+from ds_llama.launcher.child import Child
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR, die_with_parent
+from ds_llama.launcher.status import exit_code
 
 # Names of rank, size, local rank, local size: Open MPI's, then Hydra's.
 _OPENMPI = tuple(f"OMPI_COMM_WORLD_{word}" for word in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
@@ -45,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     world: dict[str, list[int]] = json.loads(base64.urlsafe_b64decode(args.world_info))
     found = place(os.environ, world)
     found.update(MASTER_ADDR=args.master_addr, MASTER_PORT=args.master_port)
-    child = _Child()
-    for signum in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, child.ask)
+    child = Child()
     die_with_parent()
     try:
         ops.build(filter(None, args.ops.split(",")))
@@ -56,33 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = error.exit_code
     else:
         words = [sys.executable, "-u", "-m", args.module, *args.arguments]
-        code = child.run(words, _environment(found, list(world)))
+        code = exit_code(child.run(words, _environment(found, list(world))))
     if code:
         abort(code)
     return code
-
-
-class _Child:
-    """The rank, which is asked to end also when that is wished before it is there."""
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._asked = False
-
-    def run(self, words: Sequence[str], env: Mapping[str, str]) -> int:
-        """To its end; the exit code as a shell has it."""
-        # mpirun signals the whole group, and SIGUSR1 would kill the rank.
-        self._process = subprocess.Popen(words, env=env, start_new_session=True)
-        if self._asked:
-            self._process.terminate()
-        code = self._process.wait()
-        return 128 - code if code < 0 else code
-
-    def ask(self, signum: int, frame: FrameType | None) -> None:
-        """Signal handler."""
-        self._asked = True
-        if self._process is not None:
-            self._process.terminate()
 
 
 def _environment(found: Mapping[str, str], hosts: Sequence[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ds_llama.launcher import failure, marks, routes
+from ds_llama.launcher import failure, marks, routes, starter
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.failure import Failure
 from ds_llama.launcher.job import Job
@@ -38,19 +38,12 @@ class Ranks:
         self._read_bytes, self._began = 0, time.time()
         Path(job.logs).mkdir(parents=True, exist_ok=True)
         self.launch = subprocess.Popen(
-            self._argv(index),
+            starter.argv(job, index),
             cwd=job.cwd,
             env=self._environment(index),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-
-    def _argv(self, index: int) -> list[str]:
-        job = self.job
-        words = ["-u", "-m", "ds_llama.launcher.node", f"--world_info={job.world_info()}"]
-        words += [f"--node_rank={index}", f"--master_addr={job.master_addr}"]
-        words += [f"--master_port={job.master_port}", f"--enable_each_rank_log={job.logs}"]
-        return [job.python, *words, "--log_level=critical", "--module", job.module, *job.arguments]
 
     def _environment(self, index: int) -> dict[str, str]:
         job = self.job
@@ -60,7 +53,12 @@ class Ranks:
             env.update(routes.for_collectives(job.master_addr, env))
         else:
             env.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        return {**env, marks.FOLDER: str(self._marks), SUPERVISOR: str(os.getpid())}
+        return {
+            **env,
+            **starter.environment(job, index),
+            marks.FOLDER: str(self._marks),
+            SUPERVISOR: str(os.getpid()),
+        }
 
     @property
     def are_up(self) -> bool:

@@ -9,7 +9,9 @@ def argv(job: Job, index: int, *, logs: bool = True) -> list[str]:
     """For host number `index` of the job; with `logs` each rank writes into a file of its own."""
     if job.starter == "torchrun":
         return _torchrun(job, index, logs)
-    words = ["-u", "-m", "deepspeed.launcher.launch", f"--world_info={job.world_info()}"]
+    # Which is launch.py, and leaves marks for those who read the logs.
+    module = "ds_llama.launcher.node" if logs else "deepspeed.launcher.launch"
+    words = ["-u", "-m", module, f"--world_info={job.world_info()}"]
     words += [f"--node_rank={index}", f"--master_addr={job.master_addr}"]
     words += [f"--master_port={job.master_port}"]
     words += [f"--enable_each_rank_log={job.logs}"] if logs else []

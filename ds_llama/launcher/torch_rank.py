@@ -1,7 +1,7 @@
 """`python -m ds_llama.launcher.torch_rank LOGS MODULE ARGUMENT…`: a rank that torchrun has started.
 
 It tells the rank what DeepSpeed's launch.py tells its own and torchrun does not, has it write into
-a file named as launch.py names them, and becomes it.
+a file named as launch.py names them, and leaves the marks of `launcher.node`.
 """
 
 from __future__ import annotations
@@ -12,20 +12,33 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ds_llama.launcher import marks
+from ds_llama.launcher.child import Child
+from ds_llama.launcher.orphan import SUPERVISOR, die_with_parent
+from ds_llama.launcher.status import exit_code
 
-def main(argv: Sequence[str]) -> None:
-    """Becomes `python -u -m MODULE ARGUMENT…`."""
+
+def main(argv: Sequence[str]) -> int:
+    """Run `python -u -m MODULE ARGUMENT…` as a child; its exit code, 128 + n for signal n."""
     logs, module, *arguments = argv
+    child, rank = Child(), os.environ["RANK"]
+    die_with_parent()
     Path(logs).mkdir(parents=True, exist_ok=True)
-    name = f"{time.strftime('%Y%m%d%H%M%S')}_rank{os.environ['RANK']}.log"
+    name = f"{time.strftime('%Y%m%d%H%M%S')}_rank{rank}.log"
     with open(Path(logs, name), "wb") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     names = {"LOCAL_WORLD_SIZE": "LOCAL_SIZE", "GROUP_RANK": "CROSS_RANK"}
     names["GROUP_WORLD_SIZE"] = "CROSS_SIZE"
-    os.environ.update({ours: os.environ[theirs] for theirs, ours in names.items()})
-    os.execv(sys.executable, [sys.executable, "-u", "-m", module, *arguments])
+    found = {ours: os.environ[theirs] for theirs, ours in names.items()}
+    code = child.run(
+        [sys.executable, "-u", "-m", module, *arguments],
+        {**os.environ, **found, SUPERVISOR: str(os.getpid())},
+        lambda pid: marks.report_started(rank, pid),
+    )
+    marks.report_ended(rank, code)
+    return exit_code(code)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

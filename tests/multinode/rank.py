@@ -49,4 +49,6 @@ def main(folder: Path, deed: str) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1].startswith("--local_rank="):  # DeepSpeed's launch.py
+        del sys.argv[1]
     sys.exit(main(Path(sys.argv[1]), sys.argv[2]))

@@ -34,8 +34,12 @@ def command(
     hostfile: Annotated[
         Path | None, typer.Option(help="Start on the hosts of this DeepSpeed hostfile.")
     ] = None,
+    include: Annotated[
+        str | None, typer.Option(help="Only these of them: worker-0@worker-1:0,2")
+    ] = None,
+    exclude: Annotated[str | None, typer.Option(help="All of them but these.")] = None,
     launcher: Annotated[
-        str, typer.Option(help="What starts the agents on the hosts: ssh or pdsh.")
+        str, typer.Option(help="What reaches the hosts: ssh, pdsh, torchrun, openmpi or mpich.")
     ] = "ssh",
     nodes: Annotated[
         int | None,
@@ -47,6 +51,9 @@ def command(
     check: Annotated[
         bool, typer.Option(help="Ask the hosts first, as `ds-llama launch check` does.")
     ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the commands, one a line; start nothing.")
+    ] = False,
     resume: Annotated[
         Resume, typer.Option(help="Go on from the newest complete checkpoint.")
     ] = Resume.auto,
@@ -59,10 +66,11 @@ def command(
 
     overrides = [*(overrides or []), *(["train.accounting=true"] if accounting else [])]
     parsed = load_run(run, *overrides)  # every mistake shows here, before anything starts
-    if nproc is not None or hostfile is not None:
+    elsewhere = nproc is not None or hostfile is not None
+    if elsewhere or dry_run or include is not None or exclude is not None:
         from ds_llama.launcher.run import launch
 
-        if nproc is not None and _is_finished(parsed, nproc, resume.value):
+        if nproc is not None and not dry_run and _is_finished(parsed, nproc, resume.value):
             return 0
         words = ["train", str(run), *overrides, "--resume"]
         again = Resume.auto if resume is Resume.never else resume
@@ -71,6 +79,9 @@ def command(
             parsed,
             nproc=nproc,
             hostfile=hostfile,
+            include=include,
+            exclude=exclude,
+            dry_run=dry_run,
             launcher=launcher,
             nodes=nodes,
             restarts=restarts,

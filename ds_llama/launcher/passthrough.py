@@ -22,6 +22,7 @@ from types import FrameType, ModuleType
 from ds_llama.launcher.addresses import hostname
 from ds_llama.launcher.job import Job
 from ds_llama.launcher.processes import end_session, kill_session
+from ds_llama.launcher.supervisor import Outcome
 from ds_llama.launcher.transports import mpich, openmpi
 
 LAUNCHERS: dict[str, ModuleType] = {"openmpi": openmpi, "mpich": mpich}
@@ -30,8 +31,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
-def launch(job: Job, launcher: str) -> int:
-    """The exit code of the job: of its first rank that failed, 128 + n for signal n.
+def launch(job: Job, launcher: str) -> Outcome:
+    """How the job ended: with the code of its first rank that failed, 128 + n for signal n.
 
     The first SIGINT or SIGTERM has the ranks save, for which they have 40 s; a second one ends
     everything at once. mpirun ends when this process does. Raises MachineError without the right
@@ -40,7 +41,9 @@ def launch(job: Job, launcher: str) -> int:
     transport = LAUNCHERS[launcher]
     transport.require()
     [argv] = transport.commands(with_master(job))
-    return _Mpirun(argv, {**os.environ, **transport.environment(job)}).run()
+    mpirun = _Mpirun(argv, {**os.environ, **transport.environment(job)})
+    code = mpirun.run()
+    return Outcome(code, signum=mpirun.signum)
 
 
 def with_master(job: Job) -> Job:
@@ -58,7 +61,7 @@ class _Mpirun:
 
     def __init__(self, argv: list[str], env: dict[str, str]) -> None:
         self._argv, self._env = argv, env
-        self._signum: int | None = None
+        self.signum: int | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._timer = threading.Timer(SAVE_S, self._kill)
         self._timer.daemon = True
@@ -75,15 +78,15 @@ class _Mpirun:
                 preexec_fn=_end_with_parent,
             )
             try:
-                if self._signum is not None:
+                if self.signum is not None:
                     self._child.send_signal(signal.SIGUSR1)
                 code = self._child.wait()
             finally:
                 self._timer.cancel()
                 end_session(self._child.pid)
                 self._child.wait()
-        if self._signum is not None:
-            return 128 + self._signum
+        if self.signum is not None:
+            return 128 + self.signum
         return 128 - code if code < 0 else code
 
     @contextmanager
@@ -99,10 +102,10 @@ class _Mpirun:
                 signal.signal(signum, handler)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum is not None:
+        if self.signum is not None:
             self._kill()
             return
-        self._signum = signum
+        self.signum = signum
         self._timer.start()
         if self._child is not None:
             # Which mpirun passes on, and `mpi_rank` makes a SIGTERM of.

@@ -26,7 +26,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from ds_llama.errors import CallError, RunError
-from ds_llama.launcher import command, marks, ops, several, slurm
+from ds_llama.launcher import command, marks, ops, selection, several, shown, slurm
 from ds_llama.launcher import hostfile as hostfiles
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR
@@ -50,11 +50,14 @@ def launch(
     module: str = "ds_llama",
     log: Path | None = None,
     timeout_s: float | None = None,
+    include: str | None = None,
+    exclude: str | None = None,
     launcher: str = "ssh",
     nodes: int | None = None,
     restarts: int = 0,
     again: Sequence[str] | None = None,
     check: bool = False,
+    dry_run: bool = False,
 ) -> int:
     """Run `python -m module arguments…` on every rank; the exit code of the run.
 
@@ -66,10 +69,11 @@ def launch(
     have 40 s to save, and a second one ends everything at once. The ops that `run` needs are
     compiled first.
 
-    With `hostfile` they run on its hosts (on `nodes` of them), each under an agent there that
-    `launcher` starts (`several.launch_on`, which has `restarts`, `again` and `check`); `log` and
-    `timeout_s` are for one machine alone, and what ranks print is kept in a file for each, on its
-    host.
+    With `hostfile` they run on its hosts (on `nodes` of those that `include` and `exclude` leave),
+    each under an agent there that `launcher` starts (`several.launch_on`, which has `restarts`,
+    `again` and `check`); `log` and `timeout_s` are for one machine alone, and what ranks print is
+    kept in a file for each, on its host. With `dry_run` the commands are printed, and nothing is
+    started.
 
     Raises CallError for a call that cannot work, MachineError when an op does not compile, and
     RunError when all went well as far as exit codes say and yet a rank did not finish.
@@ -81,20 +85,22 @@ def launch(
             remedy="give --nproc N for this machine, or --hostfile FILE for several",
         )
     slurm.refuse_in_step()
-    if launcher not in several.SUPERVISED:
+    if launcher not in several.LAUNCHERS:
         raise CallError(
             f"there is no launcher {launcher!r}",
             where="--launcher",
-            remedy=f"give one of {', '.join(several.SUPERVISED)}",
+            remedy=f"give one of {', '.join(several.LAUNCHERS)}",
         )
-    if hostfile is None and (nodes is not None or restarts):
+    only = {"include": include, "exclude": exclude, "nodes": nodes, "restarts": restarts or None}
+    given = [f"--{name}" for name, value in only.items() if value is not None]
+    if hostfile is None and given:
         raise CallError(
-            "--nodes and --restarts are for several machines",
+            f"{given[0]} is for the hosts of a hostfile",
             where="command line",
             remedy="give --hostfile FILE, which may name this machine",
         )
     if hostfile is not None:
-        hosts = hostfiles.read(hostfile)
+        hosts = selection.select(hostfiles.read(hostfile), include, exclude)
         return several.launch_on(
             *(hosts, arguments, run),
             module=module,
@@ -103,6 +109,7 @@ def launch(
             restarts=restarts,
             again=again,
             check=check,
+            dry_run=dry_run,
         )
     assert nproc is not None
     env = rank_environment(nproc)
@@ -110,6 +117,10 @@ def launch(
     if Path("/sys/class/net/lo").exists():
         # gloo would look up this host's name, which containers and laptops often cannot.
         env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if dry_run:
+        ours = {name: value for name, value in env.items() if os.environ.get(name) != value}
+        print(shown.line(argv, ours))
+        return 0
     if run is not None:
         kind = run.optimizer.type if run.optimizer is not None else None
         ops.build(ops.needed(run.deepspeed, kind))

@@ -9,16 +9,16 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_llama.errors import CallError
-from ds_llama.launcher import ops
+from ds_llama.errors import CallError, ConfigErrors
+from ds_llama.launcher import addresses, ops, passthrough, shown
 from ds_llama.launcher.hostfile import Host
 from ds_llama.launcher.job import Job, exported
-from ds_llama.launcher.supervisor import Supervisor
+from ds_llama.launcher.supervisor import Outcome, Supervisor
 
 if TYPE_CHECKING:
     from ds_llama.config.run import Run
 
-SUPERVISED = ("ssh", "pdsh")
+LAUNCHERS = ("ssh", "pdsh", "torchrun", *passthrough.LAUNCHERS)
 _PAUSE_S = 3.0
 """Before another attempt: what holds ports, locks and devices has gone by then."""
 
@@ -34,6 +34,7 @@ def launch_on(
     restarts: int = 0,
     again: Sequence[str] | None = None,
     check: bool = False,
+    dry_run: bool = False,
 ) -> int:
     """The exit code of `python -m module arguments…` on the ranks of `nodes` of the hosts.
 
@@ -44,13 +45,19 @@ def launch_on(
     check: ask the hosts before each attempt (`launcher.check`). What is wrong is printed, and a
     spare takes the place of a host that cannot be used; exit code 1 when there is none.
     """
+    if dry_run:
+        job = job_of(choose(hosts, nodes), arguments, run, module, launcher)
+        print("\n".join(shown.lines(job, launcher)))
+        return 0
+    if errors := addresses.duplicates(addresses.resolve(hosts)):
+        raise ConfigErrors(errors)
     down: set[str] = set()
     for attempt in range(restarts + 1):
         chosen = _fit(hosts, nodes, down, run) if check else choose(hosts, nodes, down)
         if not chosen:
             return 1
         words = arguments if attempt == 0 or again is None else again
-        outcome = Supervisor(job_of(chosen, words, run, module), launcher).run()
+        outcome = _attempt(job_of(chosen, words, run, module, launcher), launcher)
         if outcome.code in (0, CallError.exit_code) or outcome.signum is not None:
             break
         down.update(outcome.lost)
@@ -79,6 +86,12 @@ def _fit(
         bad |= found
 
 
+def _attempt(job: Job, launcher: str) -> Outcome:
+    if launcher in passthrough.LAUNCHERS:
+        return passthrough.launch(job, launcher)
+    return Supervisor(job, "pdsh" if launcher == "pdsh" else "ssh").run()
+
+
 def choose(hosts: Sequence[Host], nodes: int | None, down: Collection[str] = ()) -> list[Host]:
     """The first `nodes` hosts in the file's order, those of `down` only where there is no other."""
     wanted = len(hosts) if nodes is None else nodes
@@ -92,7 +105,9 @@ def choose(hosts: Sequence[Host], nodes: int | None, down: Collection[str] = ())
     return [host for host in hosts if host in liked]
 
 
-def job_of(hosts: Sequence[Host], arguments: Sequence[str], run: Run | None, module: str) -> Job:
+def job_of(
+    hosts: Sequence[Host], arguments: Sequence[str], run: Run | None, module: str, launcher: str
+) -> Job:
     """The launch as data. Logs go to a folder of this attempt's own in the run's, on each host."""
     output = os.path.abspath(run.output) if run is not None else None
     attempt = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
@@ -105,6 +120,7 @@ def job_of(hosts: Sequence[Host], arguments: Sequence[str], run: Run | None, mod
         output=output,
         ops=tuple(ops.needed(run.deepspeed, kind)) if run is not None else (),
         env=exported(os.environ),
+        starter="torchrun" if launcher == "torchrun" else "deepspeed",
     )
 
 

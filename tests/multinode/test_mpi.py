@@ -24,7 +24,7 @@ LAUNCH = """
 import json, sys
 from ds_llama.launcher import passthrough
 from ds_llama.launcher.job import Job
-sys.exit(passthrough.launch(Job.from_json(json.load(open(sys.argv[1]))), sys.argv[2]))
+sys.exit(passthrough.launch(Job.from_json(json.load(open(sys.argv[1]))), sys.argv[2]).code)
 """
 
 pytestmark = pytest.mark.timeout(60)

@@ -81,7 +81,7 @@ def test_a_variable_of_the_environment_file(
     [
         (["--dry-run"], 2, ["error: one of --nproc and --hostfile says where the ranks run"]),
         (
-            ["--nproc", "2", "--include", "a"],
+            ["--nproc", "2", "--include", "a", "--dry-run"],
             2,
             ["error: --include is for the hosts of a hostfile", "remedy: give --hostfile FILE,"],
         ),

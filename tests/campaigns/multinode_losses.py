@@ -4,7 +4,8 @@
 
 Hosts in namespaces (tests/multinode/cluster.py), `ds-llama train RUN --hostfile H` on the first of
 them. Stages 1, 2 and 3, over two and three hosts with uneven slots, each compared with one host
-with the same number of slots: every loss, norm and learning rate, to the last bit.
+with the same number of slots: every loss, norm and learning rate, to the last bit. Then stage 3 by
+each of the other launchers.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 STEPS = 4
 LAYOUTS = ((1, 2), (2, 1, 1))
 STAGES = (1, 2, 3)
+LAUNCHERS = ("pdsh", "torchrun", "openmpi", "mpich")
 
 
 def train(
@@ -73,6 +75,13 @@ def main() -> int:
             several = train(cluster, path / "runs", stage, list(enumerate(layout)))
             alike = "the same bits" if one == several else f"{one} and {several}"
             print(f"stage {stage}, slots {layout}: {alike}", flush=True)
+            wrong += one != several
+        one = train(cluster, path / "one", 3, [(0, 3)])
+        for launcher in LAUNCHERS:
+            folder = path / launcher
+            several = train(cluster, folder, 3, [(0, 1), (1, 2)], "--launcher", launcher)
+            alike = "the same bits" if one == several else f"{one} and {several}"
+            print(f"{launcher}: {alike}", flush=True)
             wrong += one != several
     return 1 if wrong else 0
 

@@ -40,12 +40,11 @@ class Target:
 
 def resolve(
     hosts: Sequence[Host], timeout_s: float = TIMEOUT_S, ssh: Sequence[str] = ("ssh",)
-) -> list[Target]:
-    """Where each host is, in the order of `hosts`.
+) -> tuple[list[Target], list[ConfigError]]:
+    """Where each host is, in the order of `hosts`, and an error for each that is nowhere: that
+    ssh's settings refuse, that has no address, or of which nothing was heard in `timeout_s`.
 
-    ssh: the client with its options. Raises MachineError without one, and ConfigErrors with every
-    host that ssh's settings refuse, that has no address, or of which nothing was heard in
-    `timeout_s`.
+    ssh: the client with its options. Raises MachineError without one.
     """
     here = _own_addresses()
     answers = _at_once(lambda host: _target(host, ssh, here), hosts, timeout_s)
@@ -60,9 +59,14 @@ def resolve(
         else:
             what = f"{host.host} was not resolved within {timeout_s:g} s"
             errors.append(_error(host, what, "see whether the name server answers"))
-    if errors:
+    return targets, errors
+
+
+def require_distinct(hosts: Sequence[Host], *, spares: bool = False) -> None:
+    """Raises ConfigErrors when two hosts are one machine and, but with `spares`, one is nowhere."""
+    targets, errors = resolve(hosts)
+    if errors := [*([] if spares else errors), *duplicates(targets)]:
         raise ConfigErrors(errors)
-    return targets
 
 
 def duplicates(targets: Iterable[Target]) -> list[ConfigError]:

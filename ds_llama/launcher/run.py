@@ -26,7 +26,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 from ds_llama.errors import CallError, RunError
-from ds_llama.launcher import command, marks, ops, selection, several, shown, slurm
+from ds_llama.launcher import addresses, command, marks, ops, selection, several, shown, slurm
 from ds_llama.launcher import hostfile as hostfiles
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR
@@ -101,6 +101,9 @@ def launch(
         )
     if hostfile is not None:
         hosts = selection.select(hostfiles.read(hostfile), include, exclude)
+        if not dry_run:
+            # A name that is nowhere may have a spare.
+            addresses.require_distinct(hosts, spares=nodes is not None and nodes < len(hosts))
         return several.launch_on(
             *(hosts, arguments, run),
             module=module,

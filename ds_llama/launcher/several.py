@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_llama.errors import CallError, ConfigErrors
-from ds_llama.launcher import addresses, ops, passthrough, shown
+from ds_llama.errors import CallError
+from ds_llama.launcher import ops, passthrough, shown
 from ds_llama.launcher.hostfile import Host
 from ds_llama.launcher.job import Job, exported
 from ds_llama.launcher.supervisor import Outcome, Supervisor
@@ -49,8 +49,6 @@ def launch_on(
         job = job_of(choose(hosts, nodes), arguments, run, module, launcher)
         print("\n".join(shown.lines(job, launcher)))
         return 0
-    if errors := addresses.duplicates(addresses.resolve(hosts)):
-        raise ConfigErrors(errors)
     down: set[str] = set()
     for attempt in range(restarts + 1):
         chosen = _fit(hosts, nodes, down, run) if check else choose(hosts, nodes, down)
@@ -106,7 +104,11 @@ def choose(hosts: Sequence[Host], nodes: int | None, down: Collection[str] = ())
 
 
 def job_of(
-    hosts: Sequence[Host], arguments: Sequence[str], run: Run | None, module: str, launcher: str
+    hosts: Sequence[Host],
+    arguments: Sequence[str],
+    run: Run | None,
+    module: str,
+    launcher: str = "ssh",
 ) -> Job:
     """The launch as data. Logs go to a folder of this attempt's own in the run's, on each host."""
     output = os.path.abspath(run.output) if run is not None else None

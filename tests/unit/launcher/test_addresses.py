@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ds_llama.errors import ConfigErrors, MachineError
-from ds_llama.launcher.addresses import Target, duplicates, resolve
+from ds_llama.launcher.addresses import Target, duplicates, require_distinct, resolve
 from ds_llama.launcher.hostfile import Host
 
 needs_ssh = pytest.mark.skipif(shutil.which("ssh") is None, reason="there is no ssh client")
@@ -39,7 +39,8 @@ def ssh(folder: Path, config: str = CONFIG) -> list[str]:
 @needs_ssh
 def test_names_ports_and_users_are_those_of_ssh(tmp_path: Path) -> None:
     hosts = [Host("near", 1), Host("shifted", 1), Host("me@behind", 1), Host("192.0.2.7", 1)]
-    near, shifted, behind, plain = resolve(hosts, ssh=ssh(tmp_path))
+    (near, shifted, behind, plain), errors = resolve(hosts, ssh=ssh(tmp_path))
+    assert errors == []
     assert (near.hostname, near.port, near.addresses) == ("127.0.0.1", 22, {"this machine"})
     assert (shifted.hostname, shifted.port, shifted.user) == ("localhost", 2222, "train")
     assert (behind.hostname, behind.user) == ("inside.invalid", "me")
@@ -50,7 +51,7 @@ def test_names_ports_and_users_are_those_of_ssh(tmp_path: Path) -> None:
 @needs_ssh
 def test_two_names_of_one_machine(tmp_path: Path) -> None:
     hosts = [Host("near", 1), Host("behind", 2), Host("localhost", 2, where="hosts:3")]
-    [error] = duplicates(resolve(hosts, ssh=ssh(tmp_path)))
+    [error] = duplicates(resolve(hosts, ssh=ssh(tmp_path))[0])
     assert error.what == "localhost and near are one machine (this machine)"
     assert error.where == "hosts:3"
     assert error.remedy == "keep one of the two lines, with the sum of the slots"
@@ -64,7 +65,7 @@ def test_this_machine_by_its_own_name(tmp_path: Path) -> None:
         socket.getaddrinfo(name, 22)
     except socket.gaierror:
         pytest.skip("this machine's own name does not resolve")
-    found = duplicates(resolve([Host("localhost", 1), Host(name, 1)], ssh=ssh(tmp_path)))
+    found = duplicates(resolve([Host("localhost", 1), Host(name, 1)], ssh=ssh(tmp_path))[0])
     assert [error.what for error in found] == [
         f"{name} and localhost are one machine (this machine)"
     ]
@@ -74,10 +75,9 @@ def test_this_machine_by_its_own_name(tmp_path: Path) -> None:
 def test_what_does_not_resolve(tmp_path: Path) -> None:
     hosts = [Host("lost", 1, where="hosts:1"), Host("near", 1), Host("gone.invalid", 1)]
     started = time.monotonic()
-    with pytest.raises(ConfigErrors) as caught:
-        resolve(hosts, 2, ssh(tmp_path))
+    [near], (lost, gone) = resolve(hosts, 2, ssh(tmp_path))
     assert time.monotonic() - started < 3
-    lost, gone = caught.value.errors
+    assert near.host.name == "near"
     late = "was not resolved within 2 s"  # where a name server is silent
     assert (lost.where, gone.where) == ("hosts:1", "gone.invalid")
     named = "nowhere.invalid (ssh's HostName of lost) does not resolve: "
@@ -90,19 +90,16 @@ def test_what_does_not_resolve(tmp_path: Path) -> None:
 def test_one_that_does_not_end_holds_nobody_up(tmp_path: Path) -> None:
     config = 'Match originalhost slow exec "sleep 4"\n  User me\n' + CONFIG
     started = time.monotonic()
-    with pytest.raises(ConfigErrors) as caught:
-        resolve([Host("slow", 1), Host("near", 1)], 0.5, ssh(tmp_path, config))
+    _, [error] = resolve([Host("slow", 1), Host("near", 1)], 0.5, ssh(tmp_path, config))
     assert time.monotonic() - started < 2
-    [error] = caught.value.errors
     assert error.what == "slow was not resolved within 0.5 s"
     assert error.remedy == "see whether the name server answers"
 
 
 @needs_ssh
 def test_settings_that_ssh_does_not_take(tmp_path: Path) -> None:
-    with pytest.raises(ConfigErrors) as caught:
-        resolve([Host("near", 1)], ssh=ssh(tmp_path, "Nonsense yes\n"))
-    [error] = caught.value.errors
+    targets, [error] = resolve([Host("near", 1)], ssh=ssh(tmp_path, "Nonsense yes\n"))
+    assert targets == []
     assert error.what.startswith("ssh does not take near: ")
     assert error.remedy == "mend ~/.ssh/config"
 
@@ -111,6 +108,16 @@ def test_no_ssh_at_all() -> None:
     with pytest.raises(MachineError, match="there is no ssh client") as caught:
         resolve([Host("near", 1)], ssh=["no-such-ssh"])
     assert (caught.value.where, caught.value.remedy) == ("no-such-ssh", "install openssh-client")
+
+
+@needs_ssh
+def test_a_host_that_is_nowhere_may_have_a_spare() -> None:
+    hosts = [Host("nowhere.invalid", 1), Host("localhost", 1)]
+    require_distinct(hosts, spares=True)
+    with pytest.raises(ConfigErrors, match=r"nowhere\.invalid (does not resolve|was not resolved)"):
+        require_distinct(hosts)
+    with pytest.raises(ConfigErrors, match="are one machine"):
+        require_distinct([*hosts, Host("127.0.0.1", 1)], spares=True)
 
 
 def target(name: str, *addresses: str, port: int = 22, proxy: str = "") -> Target:
@@ -138,4 +145,4 @@ def test_many_hosts_at_once(tmp_path: Path) -> None:
     if shutil.which("ssh") is None:
         pytest.skip("there is no ssh client")
     hosts = [Host(f"192.0.2.{n}", 1) for n in range(1, 40)]
-    assert [one.host for one in resolve(hosts, ssh=ssh(tmp_path))] == hosts
+    assert [one.host for one in resolve(hosts, ssh=ssh(tmp_path))[0]] == hosts

@@ -90,8 +90,8 @@ def test_attempts(
     ("given", "what", "where"),
     [
         ({"hostfile": "h", "launcher": "rsh"}, "there is no launcher 'rsh'", "--launcher"),
-        ({"nproc": 1, "nodes": 2}, "--nodes and --restarts are for several", "command line"),
-        ({"nproc": 1, "restarts": 1}, "--nodes and --restarts are for several", "command line"),
+        ({"nproc": 1, "nodes": 2}, "--nodes is for the hosts of a hostfile", "command line"),
+        ({"nproc": 1, "restarts": 1}, "--restarts is for the hosts of a hostfile", "command line"),
     ],
 )
 def test_calls_that_cannot_work(given: dict[str, Any], what: str, where: str) -> None:

@@ -17,6 +17,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -104,7 +105,14 @@ def missing() -> str | None:
         return f"a Slurm in namespaces needs {', '.join(lacking)} ({packages})"
     words = ["unshare", *_SPACES, "ip", "link", "add", "port0", "type", "veth"]
     tried = subprocess.run(words, env={"PATH": _PATH}, capture_output=True, text=True)
-    return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
+    if tried.returncode:
+        return f"no namespaces here: {tried.stderr.strip()}"
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _make_device(Path(folder, "gpu0"))
+        except OSError as error:
+            return f"a Slurm in namespaces needs device files, and mknod says {error.strerror}"
+    return None
 
 
 class SlurmCluster:
@@ -229,8 +237,7 @@ class SlurmCluster:
         (self.folder / "slurm.conf").write_text(_CONF.format(**settings))
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=autodetect\n")
         for device in range(2):
-            null = os.makedev(1, 3)
-            os.mknod(self.folder / f"gpu{device}", 0o666 | stat.S_IFCHR, null)
+            _make_device(self.folder / f"gpu{device}")
         (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-1]\n")
         hosts = [f"10.99.0.{10 + node} n{node}\n" for node in range(self.count)]
         text = "127.0.0.1 localhost\n10.99.0.1 login\n" + "".join(hosts)
@@ -255,6 +262,11 @@ class SlurmCluster:
             return False
         states = self.run("sinfo", "--noheader", "--Node", "--format=%t").stdout.split()
         return states == ["idle"] * self.count
+
+
+def _make_device(path: Path) -> None:
+    """What Slurm takes for a GPU: another null device."""
+    os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
 
 
 def wait(

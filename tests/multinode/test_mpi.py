@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -47,24 +46,21 @@ def start(cluster: Cluster, launcher: str, folder: Path, deed: str) -> subproces
     )
 
 
-def wait_for_ranks(folder: Path) -> list[dict[str, Any]]:
-    """What each of the four ranks was given."""
-    files = [folder / f"rank-{rank}.json" for rank in range(4)]
-    while not all(file.exists() for file in files):
+def wait_for_ranks(process: subprocess.Popen[str], folder: Path) -> None:
+    """Until all four are up."""
+    while len(list(folder.glob("rank-*.json"))) < 4:
+        assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    return [json.loads(file.read_text()) for file in files]
 
 
 def left(cluster: Cluster) -> list[list[str]]:
     """Names of the processes on each host, when nobody has ended any more for a moment."""
-    deadline = time.monotonic() + 5
-    while (found := [[one.name() for one in cluster.processes(host)] for host in range(3)]) != [
-        [],
-        [],
-        [],
-    ] and time.monotonic() < deadline:
+    deadline = time.monotonic() + 15
+    while True:
+        found = [[one.name() for one in cluster.processes(host)] for host in range(3)]
+        if not any(found) or time.monotonic() > deadline:
+            return found
         time.sleep(0.1)
-    return found
 
 
 @pytest.mark.parametrize("launcher", ["openmpi", "mpich"])
@@ -93,7 +89,7 @@ def test_a_rank_that_is_killed(cluster: Cluster, tmp_path: Path, launcher: str) 
 
 def test_a_signal_has_the_ranks_save(cluster: Cluster, tmp_path: Path) -> None:
     process = start(cluster, "mpich", tmp_path, "wait")
-    wait_for_ranks(tmp_path)
+    wait_for_ranks(process, tmp_path)
     cluster.signal(process, signal.SIGTERM)
     out, _ = process.communicate(timeout=40)
     assert process.returncode == 128 + signal.SIGTERM, out
@@ -105,7 +101,7 @@ def test_a_signal_has_the_ranks_save(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_the_ranks_end_with_their_launcher(cluster: Cluster, tmp_path: Path) -> None:
     process = start(cluster, "mpich", tmp_path, "wait")
-    wait_for_ranks(tmp_path)
+    wait_for_ranks(process, tmp_path)
     cluster.signal(process, signal.SIGKILL)
     process.communicate(timeout=40)
     assert left(cluster) == [[], [], []]

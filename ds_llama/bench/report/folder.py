@@ -94,7 +94,8 @@ def _damaged(path: Path, line: int, why: str) -> DataError:
     return DataError(
         f"the line is not a row ({why})",
         where=f"{path}:{line}",
-        remedy="remove the line; the same `ds-llama bench` call measures its cell again",
+        remedy="remove the line, and the same `ds-llama bench` call measures its cell again; what "
+        "another version wrote is read by that version",
     )
 
 

@@ -97,7 +97,8 @@ def _plain(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama
 def _meta(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:
     with torch.device("meta"), _default_dtype(dtype):
         model = Llama(config, init=False)
-    return model.to_empty(device=world.device())
+    # `to_empty` likens meta tensors, for which torch imports sympy: 0.5 s of every rank's start.
+    return model._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=world.device()))
 
 
 def _zero_init(config: LlamaConfig, dtype: torch.dtype, resolved: Resolved) -> Llama:

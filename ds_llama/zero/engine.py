@@ -14,7 +14,7 @@ from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedPara
 from torch import nn
 
 from ds_llama.errors import RunError
-from ds_llama.zero import holdings, nonfinite, swap, vocabulary
+from ds_llama.zero import compilers, holdings, nonfinite, swap, vocabulary
 
 
 def create(
@@ -31,7 +31,7 @@ def create(
     """
     # What an engine before this one in the same process has left on (torch_autocast.py:27).
     torch_autocast.TORCH_AUTOCAST_INITIALIZED = False
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), compilers.put_off():
         warnings.filterwarnings("ignore", module=r"deepspeed\.")
         created = deepspeed.initialize(
             model=model,

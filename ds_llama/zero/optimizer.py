@@ -14,7 +14,7 @@ from torch import nn
 from ds_llama.config.optimizer import SGD, Adagrad, AdamW, GroupConfig, Lion, Muon, OptimizerConfig
 from ds_llama.errors import ConfigError
 from ds_llama.model.traits import Traits, decay_groups
-from ds_llama.zero import elementwise, world
+from ds_llama.zero import compilers, elementwise, world
 
 Group = dict[str, Any]
 """What torch calls a parameter group. `row`: index of the row of `optimizer.groups`, or None.
@@ -167,8 +167,8 @@ _COMPILED = ("muon_update", "zeropower_via_newtonschulz5", "zeropower_via_gram_n
 
 
 def _muon(section: Muon, groups: list[Group], offloaded: bool) -> torch.optim.Optimizer:
-    # Imported here because the import prepares its kernels for compilation.
-    from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
+    with compilers.put_off():
+        from deepspeed.runtime.zero.muon import muon_optimizer, original_muon
 
     if world.device().type != "cuda":
         # A compilation of half a minute, in every rank and in the middle of the first step.

@@ -11,6 +11,8 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch.distributed import distributed_c10d
 
+from ds_llama.zero import compilers
+
 TIMEOUT = timedelta(minutes=30)
 _MPI_RANKS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -34,7 +36,7 @@ def join(timeout: timedelta = TIMEOUT) -> None:
 
 
 def prepare() -> None:
-    """What DeepSpeed needs before it makes a process group.
+    """What DeepSpeed needs before it makes a process group, and torch's compiler put off.
 
     Without a launcher it looks for MPI, and dies for want of mpi4py: a plain `python train.py` is a
     world of one process instead. On CPU it compiles deepspeed_shm_comm, which takes a minute or
@@ -45,6 +47,7 @@ def prepare() -> None:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    compilers.spare()
     if not deepspeed.comm.is_initialized():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 

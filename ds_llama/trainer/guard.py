@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ds_llama.config.run import Action, StabilityConfig
 from ds_llama.errors import RunError
 from ds_llama.trainer.state import TrainState
@@ -62,7 +60,7 @@ class Guard:
         self.skipped = 0
         engines.before_update(engine, self._look)
 
-    def accepts(self, loss: float, norm: torch.Tensor | None = None) -> bool:
+    def accepts(self, loss: float, norm: float | None = None) -> bool:
         """Whether the update is to be made: `zero.step.take_step` asks."""
         self._verdict = self._judge(loss, norm)
         return self._verdict is None
@@ -89,11 +87,11 @@ class Guard:
         self._note("skip", verdict.why)
         return None
 
-    def _judge(self, loss: float, norm: torch.Tensor | None) -> Verdict | None:
+    def _judge(self, loss: float, norm: float | None) -> Verdict | None:
         """Before the update."""
         if not math.isfinite(loss):
             return Verdict(self._settings.nonfinite, _of_loss(loss))
-        if norm is not None and not math.isfinite(float(norm)):
+        if norm is not None and not math.isfinite(norm):
             return Verdict(self._settings.nonfinite, GRADIENTS)
         spike = self._settings.spike
         if spike is None:

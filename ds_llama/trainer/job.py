@@ -59,6 +59,17 @@ class Job:
         """The run's folder."""
         return Path(self.resolved.run.output)
 
+    def logs(self, step: int) -> bool:
+        """Whether the row of this step goes to the trackers."""
+        run = self.resolved.run
+        return self.state.finished or step % run.train.log_every_steps == 0 or self.validates(step)
+
+    def validates(self, step: int) -> bool:
+        """Whether the loss on held-out shards is measured after this step."""
+        every = self.resolved.run.evaluation.every_steps
+        due = self.state.finished or (every is not None and step % every == 0)
+        return self.validation is not None and due
+
     @property
     def checkpoints(self) -> Path:
         """Where the run's checkpoints are."""

@@ -42,7 +42,7 @@ def run_steps(job: Job) -> None:
             roll_back(job, why)
             continue
         state.advance(result.tokens, job.resolved.global_batch_size, applied=result.applied)
-        row = meter.row(state, result, lr)
+        row = meter.row(state, result, lr, logged=job.logs(state.step))
         for hook in job.hooks:
             hook.after_step(job, row)
     for hook in job.hooks:

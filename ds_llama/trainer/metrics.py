@@ -67,8 +67,14 @@ class Meter:
         self._paused = self.checkpoint_write_s = 0.0
         return found
 
-    def row(self, state: TrainState, result: StepResult, lr: float) -> dict[str, Any]:
-        """The row of the step that just ended; `state` has counted it already."""
+    def row(
+        self, state: TrainState, result: StepResult, lr: float, *, logged: bool
+    ) -> dict[str, Any]:
+        """The row of the step that just ended; `state` has counted it already.
+
+        What is still on the device is waited for where the row is `logged` alone, else None.
+        """
+        figures = (result.grad_norm, result.clip_coef) if logged else (None, None)
         seconds = self._lap()
         per_s = result.tokens / seconds
         per_device = per_s / self._resolved.world_size
@@ -77,8 +83,8 @@ class Meter:
             "loss": result.loss,
             "perplexity": math.exp(min(result.loss, 700.0)),
             "lr": lr,
-            "grad_norm": result.grad_norm,
-            "clip_coef": result.clip_coef,
+            "grad_norm": figures[0],
+            "clip_coef": figures[1],
             "loss_scale": result.loss_scale,
             "skipped": not result.applied,
             "skipped_steps": state.skipped_steps,

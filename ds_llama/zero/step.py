@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,20 +27,43 @@ from ds_llama.zero import engine as engines
 from ds_llama.zero import skipping, world
 
 Batch = Mapping[str, torch.Tensor]
-Judge = Callable[[float, torch.Tensor | None], bool]
+Judge = Callable[[float, float | None], bool]
 IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step did. `loss` is the mean over the global batch's valid tokens, in nats."""
+    """What one step did. `loss` is the mean over the global batch's valid tokens, in nats.
+
+    The norm is on the device until it is asked for, which waits for all that was begun there: to be
+    asked where it is needed, and before the next step.
+    """
 
     loss: float
-    grad_norm: float | None
-    clip_coef: float | None
     tokens: int
     applied: bool
     loss_scale: float | None
+    norm: torch.Tensor | float | None = field(repr=False, compare=False)
+    engine: Any = field(repr=False, compare=False)
+
+    @cached_property
+    def grad_norm(self) -> float | None:
+        """Of the averaged gradient before clipping; None without an update."""
+        return float(self.norm) if self.norm is not None and self.applied else None
+
+    @cached_property
+    def clip_coef(self) -> float | None:
+        """What the gradient was multiplied with: min(1, clip / (norm + 1e-6)), as DeepSpeed does.
+
+        Clipped by group: the smallest of the rows' factors. None when nothing is clipped by a norm.
+        """
+        own = self.engine.ds_llama.clipping
+        clip = self.engine.gradient_clipping()
+        if not self.applied:
+            return None
+        if self.grad_norm is None or not clip:
+            return own.coefficient if own is not None else None
+        return min(1.0, clip / (self.grad_norm + 1e-6))
 
 
 def valid_tokens(batch: Batch) -> int:
@@ -75,20 +99,19 @@ def take_step(
         norm = exact.norm
     elif norm is None and not engines.orthogonalises(engine):
         norm = engine.get_global_grad_norm()
-    applied = engine.was_step_applied()
     return StepResult(
         loss=loss,
-        grad_norm=float(norm) if norm is not None and applied else None,
-        clip_coef=_clip_coefficient(engine, norm) if applied else None,
         tokens=tokens,
-        applied=applied,
+        applied=engine.was_step_applied(),
         loss_scale=scale,
+        norm=norm,
+        engine=engine,
     )
 
 
 def _run(
     engine: Any, window: Sequence[Batch], tokens: int, accept: Judge | None
-) -> tuple[float, torch.Tensor | None, float | None]:
+) -> tuple[float, torch.Tensor | float | None, float | None]:
     """One update from a window: its loss, its norm and loss scale."""
     device, losses = world.device(), []
     for number, batch in enumerate(window, start=1):
@@ -104,9 +127,12 @@ def _run(
             with accounting.phase("step"):
                 engines.step(engine)
     with accounting.phase("step"):
-        norm, scale = engines.gradient_norm(engine), engines.loss_scale(engine)
-        mean = _sum_over_ranks(torch.stack(losses)) / tokens if accept is not None else None
-        accepted = mean is None or accept is None or accept(mean, norm)
+        norm: torch.Tensor | float | None = engines.gradient_norm(engine)
+        mean, accepted, scale = None, True, engines.loss_scale(engine)
+        if accept is not None:
+            mean = _sum_over_ranks(torch.stack(losses)) / tokens
+            norm = float(norm) if norm is not None else None
+            accepted = accept(mean, norm)
         with nullcontext() if accepted else skipping.without_update(engine):
             engines.step(engine)
     if mean is None:
@@ -139,16 +165,5 @@ def _agree(tokens: int, stop: bool) -> tuple[int, bool]:
     """Sum of the token counts, and whether any rank wants to stop."""
     both = torch.tensor([tokens, int(stop)], dtype=torch.int64, device=world.device())
     torch.distributed.all_reduce(both)
-    return int(both[0]), bool(both[1] > 0)
-
-
-def _clip_coefficient(engine: Any, norm: Any) -> float | None:
-    """What the gradient was multiplied with: min(1, clip / (norm + 1e-6)), as DeepSpeed does.
-
-    Clipped by group: the smallest of the rows' factors. None when nothing is clipped by a norm.
-    """
-    own = engine.ds_llama.clipping
-    clip = engine.gradient_clipping()
-    if norm is None or not clip:
-        return own.coefficient if own is not None else None
-    return min(1.0, clip / (float(norm) + 1e-6))
+    everyones, stopping = both.tolist()
+    return everyones, stopping > 0

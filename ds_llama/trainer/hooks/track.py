@@ -14,8 +14,7 @@ class Track(Hook):
     """Writes every `train.log_every_steps`-th row, the last one, and those with a validation."""
 
     def after_step(self, job: Job, row: Row) -> None:
-        every = job.resolved.run.train.log_every_steps
-        if job.state.step % every == 0 or job.state.finished or "validation_loss" in row:
+        if job.logs(job.state.step):
             row |= job.meter.saves()
             for tracker in job.trackers:
                 tracker.log(row)

@@ -20,10 +20,7 @@ class Validate(Hook):
     """
 
     def after_step(self, job: Job, row: Row) -> None:
-        every = job.resolved.run.evaluation.every_steps
-        if job.validation is None:
-            return
-        if job.state.finished or (every and job.state.step % every == 0):
+        if job.validation is not None and job.validates(job.state.step):
             with pulse.within("evaluation"), job.meter.outside_step():
                 row |= _named("validation", job.validation())
                 ema = job.resolved.run.ema

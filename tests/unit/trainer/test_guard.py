@@ -60,11 +60,11 @@ class Judged:
         self, loss: float = 1.0, *, overflow: bool = False, norm: float | None = None
     ) -> str | None:
         """One step; DeepSpeed skips its update at an overflow. Why to roll back, if so."""
-        accepted = self.guard.accepts(loss, None if norm is None else torch.tensor(norm))
+        accepted = self.guard.accepts(loss, norm)
         for hook in self.engine.ds_llama_before_update:
             hook(self.engine)
         applied = accepted and not overflow
-        return self.guard.settle(StepResult(loss, None, None, 1, applied, None))
+        return self.guard.settle(StepResult(loss, 1, applied, None, None, None))
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

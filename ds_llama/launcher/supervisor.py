@@ -190,12 +190,13 @@ class Supervisor:
         actions = {signum: partial(self._receive, signum) for signum in _SIGNALS}
         actions[signal.SIGTSTP] = partial(self._screen.note, _STAYS)
         before = {signum: signal.getsignal(signum) for signum in actions}
-        wanted = [signum for signum in actions if before[signum] is not signal.SIG_IGN]
-        for signum in wanted:
-            loop.add_signal_handler(signum, actions[signum])
+        if before[signal.SIGHUP] is signal.SIG_IGN:
+            del actions[signal.SIGHUP]  # nohup
+        for signum, action in actions.items():
+            loop.add_signal_handler(signum, action)
 
         def restore() -> None:
-            for signum in wanted:
+            for signum in actions:
                 loop.remove_signal_handler(signum)
                 signal.signal(signum, before[signum])
 

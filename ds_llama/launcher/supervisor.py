@@ -25,7 +25,7 @@ from ds_llama.launcher.peers import Calls, Peer
 from ds_llama.launcher.screen import Screen
 from ds_llama.launcher.wire import BEAT_S, SILENT_S, Message
 
-HELLO_S = 30.0
+HELLO_S = 45.0
 """How long a host may take from the first knock to a running Python."""
 _STOP_S = {"end": END_S + 12.0, "save": SAVE_S + 15.0, "kill": 5.0}
 """What a host may take to say that nothing is left there."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ds_llama.launcher.job import Job, module_path
 
-CONNECT_S = 10
+CONNECT_S = 20
 # Before any host's own settings: never ask a person, give up on a host that does not answer, and
 # notice one that has gone silent.
 SSH_OPTIONS = (

@@ -54,7 +54,7 @@ def split(line: str) -> list[str]:
 
 def test_one_line_a_host() -> None:
     first, second = shown.lines(job(["train", "run.json"], cwd="/work", python="py"), "ssh")
-    assert first.startswith("ssh -T -o BatchMode=yes -o ConnectTimeout=10 ")
+    assert first.startswith("ssh -T -o BatchMode=yes -o ConnectTimeout=20 ")
     argv = split(second)
     assert argv[-3:-1] == ["--", "b"]
     assert argv[-1].startswith("cd /work && exec env PYTHONPATH=")

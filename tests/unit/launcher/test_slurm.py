@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,25 @@ def test_no_launcher_in_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
         "where: --nproc",
         "remedy: leave --nproc away, since srun's tasks are the ranks; or srun --ntasks=1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "1: names no run; usage: sbatch launch/slurm.sbatch RUN.json"),
+        (["run.json"], "SLURM_JOB_ID: is not set: submit this by sbatch"),
+    ],
+)
+def test_the_script_says_what_it_wants(words: list[str], said: str, repository: Path) -> None:
+    done = subprocess.run(
+        ["bash", repository / "launch" / "slurm.sbatch", *words],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode != 0
+    assert done.stderr.strip().endswith(said)
 
 
 def _free_port() -> int:

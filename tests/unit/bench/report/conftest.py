@@ -41,6 +41,12 @@ def changed(row: Row, key: str | None = None, **values: Any) -> Row:
     return new
 
 
+def plain(row: Row, key: str | None = None, **values: Any) -> Row:
+    """A copy of which no plot but that of its speed is drawn: those take the time of a test."""
+    bare = {"parts_s": None, "losses": [], "memory__measured": None, "name": None}
+    return changed(row, key, **{**bare, **values})
+
+
 def timed(row: Row, medians: list[float], key: str | None = None) -> Row:
     """The row, had its launches taken so long a step."""
     middle = statistics.median(medians)

@@ -11,7 +11,7 @@ from ds_llama.bench import comm_stages
 from ds_llama.bench.report.folder import read_folder
 from ds_llama.bench.report.write import make
 from ds_llama.errors import DataError
-from tests.unit.bench.report.conftest import Write, measured_rows
+from tests.unit.bench.report.conftest import Write, measured_rows, plain
 from tests.unit.bench.test_comm import document, stages_of
 
 
@@ -42,7 +42,7 @@ def test_it_is_shown_alone(tmp_path: Path) -> None:
 
 
 def test_it_is_shown_beside_rows(folder: Write) -> None:
-    path = write(folder(measured_rows()[:1]))
+    path = write(folder([plain(measured_rows()[0])]))
     report = make(path)
     text = (path / "report.md").read_text()
     assert text.index("1 of 1 cells measured") < text.index("## Collectives")

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 from markdown_it import MarkdownIt
 from matplotlib.image import imread
 
+from ds_llama.bench.report.row import parse
 from ds_llama.bench.report.write import make
 from tests.unit.bench.report.conftest import (
     DATA,
@@ -19,6 +20,7 @@ from tests.unit.bench.report.conftest import (
     Write,
     changed,
     measured_rows,
+    plain,
     real_rows,
     timed,
 )
@@ -210,7 +212,7 @@ def test_a_profile_says_where_the_time_goes(folder: Write) -> None:
     spent = zip(names, (6e-3, 2e-3, 1e-3, 5e-4), strict=True)
     found = [{"name": name, "self_s": seconds, "calls": 2.0} for name, seconds in spent]
     profile = {"steps": 2, "clock": "cpu", "self_s": 1e-2, "operations": found}
-    first, second = measured_rows()[:2]
+    first, second = map(plain, measured_rows()[:2])
     make(path := folder([first | {"profile": profile}, second | {"profile": None}]))
     text = (path / "report.md").read_text()
     assert text.count("<summary>") == 1
@@ -219,8 +221,6 @@ def test_a_profile_says_where_the_time_goes(folder: Write) -> None:
     assert "| all others | 5% | 500 us |  |" in text
     assert "…" in text
     assert "Shares of the self CPU time of all operations" in text
-    make(path := folder([first]))
-    assert "by profile" not in (path / "report.md").read_text()
 
 
 def test_a_changed_folder_says_so(folder: Write) -> None:
@@ -239,20 +239,18 @@ def test_a_changed_folder_says_so(folder: Write) -> None:
     assert "1 only in old, not here" in text
 
 
-def test_the_plan_is_held_against_this_packages_own_cells_alone(folder: Write) -> None:
-    row = changed(measured_rows()[0], name=None)
-    assert row["memory"]["predicted"]
-    make(path := folder([changed(row, "peer", program="../peers/peer.py:way")]))
-    text = (path / "report.md").read_text()
-    assert "planned" not in text
-    assert "Predicted" not in text
-    make(path := folder([row]))
-    assert "planned peak" in (path / "report.md").read_text()
+def test_the_plan_is_held_against_this_packages_own_cells_alone() -> None:
+    row = measured_rows()[0]
+    for program, there in (("../peers/peer.py:way", False), ("ds_llama", True)):
+        found = parse(changed(row, program=program)).measured
+        assert found is not None
+        assert (found.planned_peak_bytes is not None) == there
+        assert (found.planned_steady_bytes is not None) == there
 
 
 def test_names_of_any_length_leave_room_for_the_bars(folder: Write) -> None:
     """Plots are drawn without a warning, which would be an error here, and differ by their ends."""
-    row = changed(measured_rows()[0], memory__predicted=None, parts_s=None, name=None)
+    row = plain(measured_rows()[0])
     program = "../peers/a_program_with_a_long_name.py:and_a_way_of_its_own_that_is_longer_yet"
     rows = [changed(row, str(n), program=f"{program}_{n}", model_name="m" * 90) for n in range(2)]
     make(path := folder(rows))

@@ -26,6 +26,7 @@ def show(report: Report) -> None:
     from rich.console import Console
 
     from ds_llama.bench.report.advise import sentences
+    from ds_llama.bench.report.words import counted
 
     columns = None if sys.stdout.isatty() else _WIDE  # a log is no terminal of 80 columns
     console = Console(width=columns, highlight=False, soft_wrap=False)
@@ -43,7 +44,8 @@ def show(report: Report) -> None:
     names = [path.name for path in report.files if path.suffix != ".png"]
     # One line a path, whatever the width: it is there to be copied.
     console.print(f"{report.files[0]}", markup=False, soft_wrap=True)
-    console.print(f"beside it: {', '.join(names[1:])} and {pictures} plots", markup=False)
+    plots = counted(pictures, "plot")
+    console.print(f"beside it: {', '.join(names[1:])} and {plots}", markup=False)
     if report.removed:
         names = [path.name for path in report.removed]
         console.print(f"removed, of an earlier report: {', '.join(names)}", markup=False)

@@ -29,6 +29,7 @@ from ds_llama.zero import skipping, world
 Batch = Mapping[str, torch.Tensor]
 Judge = Callable[[float, float | None], bool]
 IGNORE_INDEX = -100
+_STOP = 2**44  # one number is read for two: more tokens than any window has
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _summed_loss(engine: Any, inputs: Batch, tokens: int) -> torch.Tensor:
 
 def _agree(tokens: int, stop: bool) -> tuple[int, bool]:
     """Sum of the token counts, and whether any rank wants to stop."""
-    both = torch.tensor([tokens, int(stop)], dtype=torch.int64, device=world.device())
+    both = torch.tensor([tokens + int(stop) * _STOP], dtype=torch.int64, device=world.device())
     torch.distributed.all_reduce(both)
-    everyones, stopping = both.tolist()
+    stopping, everyones = divmod(int(both), _STOP)
     return everyones, stopping > 0

@@ -123,6 +123,7 @@ def waits(folder: Path) -> None:
     timer, data = StepTimer(wait_at_parts=True), torch.ones(2**20)
     flag, out = torch.ones(1, dtype=torch.int64), torch.empty(2**21)
     with timer, Waits(timer, lambda: None):
+        dist.barrier()  # entering it may import torch's compiler, on each rank as fast as it can
         timer.open()
         if world.rank() == 0:
             time.sleep(0.3)

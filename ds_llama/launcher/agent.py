@@ -85,7 +85,7 @@ class Agent:
 
     def _say_master(self, towards: list[str]) -> None:
         address = routes.master(towards)
-        self._say("master", address=address, port=routes.free_port(address))
+        self._say("master", address=address, port=routes.free_port())
 
     def _prepare(self, job: Job) -> None:
         """Compile in another thread: this one listens."""

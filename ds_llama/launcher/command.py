@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-import socket
 import sys
 from collections.abc import Sequence
 
 from ds_llama.errors import CallError
+from ds_llama.launcher import routes
 from ds_llama.launcher.environment import count_devices, has_device
 
 _QUIET = ("--log_level", "critical")
@@ -26,7 +26,7 @@ def local(arguments: Sequence[str], nproc: int, env: dict[str, str], module: str
     slots = _devices(nproc, env) or list(range(nproc))
     world = base64.urlsafe_b64encode(json.dumps({"localhost": slots}).encode()).decode()
     launch = [sys.executable, "-u", "-m", "ds_llama.launcher.node", f"--world_info={world}"]
-    launch += ["--master_addr=127.0.0.1", f"--master_port={_free_port()}", *_QUIET]
+    launch += ["--master_addr=127.0.0.1", f"--master_port={routes.free_port()}", *_QUIET]
     return [*launch, "--module", module, *arguments]
 
 
@@ -59,9 +59,3 @@ def _wrong(what: str) -> CallError:
     name = "CUDA_VISIBLE_DEVICES"
     remedy = "give indices as `nvidia-smi -L` numbers them, for example 0,1"
     return CallError(f"{name}{what}", where=name, remedy=remedy)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

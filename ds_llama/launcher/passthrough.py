@@ -15,13 +15,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType, ModuleType
 
 from ds_llama.launcher.addresses import hostname
 from ds_llama.launcher.job import Job
-from ds_llama.launcher.processes import end_session, kill_session
+from ds_llama.launcher.processes import end_session, handling, kill_session
 from ds_llama.launcher.supervisor import Outcome
 from ds_llama.launcher.transports import mpich, openmpi
 
@@ -69,7 +68,7 @@ class _Mpirun:
     def run(self) -> int:
         """Start, wait, clean up; the exit code as a shell would give it."""
         sys.stdout.flush()
-        with self._signals():
+        with handling(_SIGNALS, self._receive):
             self._child = subprocess.Popen(
                 self._argv,
                 env=self._env,
@@ -88,18 +87,6 @@ class _Mpirun:
         if self.signum is not None:
             return 128 + self.signum
         return 128 - code if code < 0 else code
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {signum: signal.signal(signum, self._receive) for signum in _SIGNALS}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is not None:

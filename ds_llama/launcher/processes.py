@@ -1,4 +1,4 @@
-"""Sessions: who is in one, and ending all of it. By recorded session, never by a pattern.
+"""Signals and sessions: who is in one, and ending all of it, by recorded session, never by pattern.
 
 A child that was started with `start_new_session` leads a session of its own. Its descendants stay
 in it whatever process groups they make (ninja gives every compiler one).
@@ -9,11 +9,31 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import psutil
 
 _POLL_S = 0.05
+
+
+@contextmanager
+def handling(
+    signums: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """`handler` for these signals within; nothing outside the main thread, which alone may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, handler) for signum in signums}
+    try:
+        yield
+    finally:
+        for signum, former in before.items():
+            signal.signal(signum, former)
 
 
 def members(session: int) -> list[psutil.Process]:

@@ -46,9 +46,8 @@ def for_collectives(towards: str, env: Mapping[str, str]) -> dict[str, str]:
     return {variable: str(name) for variable in wanted if variable not in env}
 
 
-def free_port(address: str) -> int:
-    """A port that nobody listens on at this address of this host."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((address, 0))
+def free_port() -> int:
+    """A port that nobody listens on at any address of this host, as torch's store will."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
         return int(probe.getsockname()[1])

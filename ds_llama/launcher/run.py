@@ -30,7 +30,7 @@ from ds_llama.launcher import addresses, command, marks, ops, selection, several
 from ds_llama.launcher import hostfile as hostfiles
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR
-from ds_llama.launcher.processes import end_session, kill_session
+from ds_llama.launcher.processes import end_session, handling, kill_session
 from ds_llama.launcher.status import exit_code
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class _Launch:
     def run(self) -> int:
         """Start, wait, clean up; the exit code as a shell would give it."""
         sys.stdout.flush()
-        with self._signals(), self._output() as output:
+        with handling((signal.SIGINT, signal.SIGTERM), self._receive), self._output() as output:
             self._child = subprocess.Popen(
                 self._argv,
                 env=self._env,
@@ -198,19 +198,6 @@ class _Launch:
             return
         with self._log.open("wb") as file:
             yield file
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        both = (signal.SIGINT, signal.SIGTERM)
-        before = {signum: signal.signal(signum, self._receive) for signum in both}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is not None:

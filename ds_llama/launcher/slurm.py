@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from ds_llama.errors import CallError, ConfigError, MachineError
-from ds_llama.launcher import marks, nodelist
+from ds_llama.launcher import marks, nodelist, routes
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import die_with_parent
 
@@ -186,19 +186,13 @@ def _require_meeting_point(task: Task, address: str, port: str) -> None:
 
 
 def _interface(task: Task, master: str) -> str | None:
-    """The interface on the way to another node; gloo would look up this node's name instead, which
-    many systems resolve to a loopback address."""
+    """The interface on the way to another node."""
     if len(task.nodes) == 1:
         return "lo" if Path("/sys/class/net/lo").exists() else None
     peer = master if task.node else task.nodes[1]
     with suppress(OSError):
-        family, kind, _, _, address = socket.getaddrinfo(peer, 1, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)  # UDP: nothing is sent
-            own = probe.getsockname()[0]
-        for name, addresses in psutil.net_if_addrs().items():
-            if any(found.address.partition("%")[0] == own for found in addresses):
-                return str(name)
+        address = routes.source(str(socket.getaddrinfo(peer, None)[0][4][0]))
+        return routes.interface(address) if address else None
     return None
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_llama.errors import DsLlamaError
-from ds_llama.launcher import slurm
+from ds_llama.launcher import routes, slurm
 from ds_llama.launcher.run import launch
 
 STEP = {
@@ -67,7 +67,7 @@ def test_a_task_is_a_rank() -> None:
 def test_what_the_user_has_set_stays() -> None:
     given = {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0" + str(_free_port()),
+        "MASTER_PORT": "0" + str(routes.free_port()),
         "GLOO_SOCKET_IFNAME": "mine0",
         "OMP_NUM_THREADS": "2",
         "WORLD_SIZE": "5",
@@ -229,9 +229,3 @@ def test_the_script_says_what_it_wants(words: list[str], said: str, repository: 
     )
     assert done.returncode != 0
     assert done.stderr.strip().endswith(said)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

@@ -40,5 +40,5 @@ def test_the_way_to_oneself() -> None:
 
 
 def test_a_free_port_is_free() -> None:
-    with socket.create_server(("127.0.0.1", routes.free_port("127.0.0.1"))):
+    with socket.create_server(("127.0.0.1", routes.free_port())):
         pass

@@ -162,7 +162,7 @@ class Scene:
     def launch_py(self) -> psutil.Process:
         """DeepSpeed's part on the second host."""
         modules = {"ds_llama.launcher.node", "deepspeed.launcher.launch"}
-        return next(p for p in self.cluster.processes(1) if modules & set(p.cmdline()))
+        return next(p for p in self.cluster.processes(1) if modules & set(p.info["cmdline"]))
 
     def rank(self, rank: int) -> psutil.Process:
         """The process of a rank."""

@@ -174,13 +174,17 @@ class Cluster:
             command.send_signal(signum)
 
     def processes(self, host: int) -> list[psutil.Process]:
-        """All of a host but its sshd, with pids as seen from here; none when it is down."""
+        """All of a host but its sshd, with pids as seen from here; none when it is down.
+
+        `info` has "name" and "cmdline" of each as they were seen: it may have ended since.
+        """
         space, found = self._pid_space(host), []
-        for process in psutil.process_iter():
-            with suppress(OSError, psutil.Error):
+        for process in psutil.process_iter(["name", "cmdline", "status"]):
+            with suppress(OSError):
                 inside = os.readlink(f"/proc/{process.pid}/ns/pid") == space
-                name = process.name()
-                if inside and not name.startswith("sshd") and process.status() != "zombie":
+                name, words, status = (process.info[key] for key in ("name", "cmdline", "status"))
+                is_over = words is None or status == psutil.STATUS_ZOMBIE
+                if inside and not is_over and not name.startswith("sshd"):
                     found.append(process)
         return found
 

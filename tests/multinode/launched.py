@@ -152,7 +152,7 @@ class Launched:
     def of(self, host: int, word: str) -> list[psutil.Process]:
         """The processes of the launch on a host that have the word in their command line."""
         inside = {process.pid for process in self.cluster.processes(host)}
-        return [p for p in self.left() if p.pid in inside and word in p.cmdline()]
+        return [p for p in self.left() if p.pid in inside and word in p.info["cmdline"]]
 
     @property
     def last_line(self) -> str:

@@ -56,7 +56,7 @@ def test_what_ends_a_host_and_what_cuts_it_off(new_cluster: Callable[[int], Clus
     cluster.link(1, "up")
     began = time.monotonic()
     with cluster.start(0, *SSH, "node1", "sleep 50", stderr=subprocess.PIPE) as session:
-        while not any(process.name() == "sleep" for process in cluster.processes(1)):
+        while not any(process.info["name"] == "sleep" for process in cluster.processes(1)):
             assert time.monotonic() < began + 10
             time.sleep(0.05)
         cluster.crash(1)

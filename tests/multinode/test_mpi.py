@@ -57,7 +57,7 @@ def left(cluster: Cluster) -> list[list[str]]:
     """Names of the processes on each host, when nobody has ended any more for a moment."""
     deadline = time.monotonic() + 15
     while True:
-        found = [[one.name() for one in cluster.processes(host)] for host in range(3)]
+        found = [[one.info["name"] for one in cluster.processes(host)] for host in range(3)]
         if not any(found) or time.monotonic() > deadline:
             return found
         time.sleep(0.1)

@@ -150,7 +150,7 @@ def test_ctrl_c_does_not_wait_for_a_host_that_does_not_answer(
 ) -> None:
     cluster.link(2, "down")
     launched = Launched(cluster, tmp_path / "silent", (1, 1, 1))
-    launched.wait(lambda: any("node2" in p.cmdline() for p in cluster.processes(0)), 20)
+    launched.wait(lambda: any("node2" in p.info["cmdline"] for p in cluster.processes(0)), 20)
     launched.signal(signal.SIGINT)
     assert launched.end(12) == 130
     cluster.link(2, "up")

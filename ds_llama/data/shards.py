@@ -54,12 +54,19 @@ class ShardWriter:
     """Writes one shard; the final names appear at `close`, the index last.
 
     A context manager: leaving it by an exception removes what was written. `vocab_size` chooses the
-    id type and is enforced, because an id beyond it would wrap around without a word.
+    id type (unless `dtype` does) and is enforced, because an id beyond it would wrap around without
+    a word.
     """
 
-    def __init__(self, prefix: str | os.PathLike[str], *, vocab_size: int) -> None:
+    def __init__(
+        self,
+        prefix: str | os.PathLike[str],
+        *,
+        vocab_size: int,
+        dtype: np.dtype[Any] | None = None,
+    ) -> None:
         self.bin_path, self.idx_path = paths_of(prefix)
-        self.vocab_size, self.dtype = vocab_size, id_dtype(vocab_size)
+        self.vocab_size, self.dtype = vocab_size, dtype or id_dtype(vocab_size)
         self._sizes = array("i")
         self.num_tokens = 0
         self.sha256: dict[str, str] = {}

@@ -1,22 +1,21 @@
-"""Questions with known answers, one a line of a JSONL file.
+"""Questions with known answers, for training and for `ds-llama eval` alike.
 
     {"prompt": "…", "choices": ["…", "…"], "answer": 1}            index or text of the right one
     {"prompt": "…", "answer": "…"}                                 or a list: any of them is right
 
-Other keys of a row are not read. All rows of a file are of one kind.
+Other keys of a row are not read.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ds_llama.data.tokenizer import Tokenizer
 from ds_llama.errors import DataError
-from ds_llama.evals.windows import read_bytes
 
-_FORMS = (
+FORMS = (
     'write {"prompt": "…", "choices": ["…", "…"], "answer": 0} or {"prompt": "…", "answer": "…"}'
 )
 
@@ -41,34 +40,43 @@ class Row:
         return self.choices.index(self.answers[0])
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Every row of a file; blank lines are passed over.
+Pair = tuple[list[int], list[int]]
 
-    Raises CallError when there is no file, DataError, with the line, for what is not as above.
+
+def row_of(record: Mapping[str, Any], path: str, line: int) -> Row:
+    """Raises DataError, with path and line, for a record that is not as above."""
+    return _Record(path, line, record).row()
+
+
+def encode_pair(coder: Tokenizer, row: Row, answer: str, *, bos: bool = True) -> Pair:
+    """(context, continuation): BOS, if there is one, and the prompt, then the answer after a space.
+
+    No space is put between them where the prompt ends with white space or the answer begins with
+    some. Both are tokenized together, as lm-eval's `_encode_pair` does, white space at the end of
+    the prompt with the answer: a prompt's last piece and its space would else be cut as no text in
+    training was.
     """
-    lines = read_bytes(Path(path)).split(b"\n")
-    rows = [
-        _Line(str(path), number, raw).row() for number, raw in enumerate(lines, 1) if raw.strip()
-    ]
-    for row in rows:
-        if bool(row.choices) != bool(rows[0].choices):
-            has, others = ("", "no ") if row.choices else ("no ", "")
-            raise DataError(
-                f"this row has {has}choices, and the first one has {others}choices",
-                where=row.where,
-                remedy="put rows with choices and rows with free answers into files of their own",
-            )
-    return rows
+    bare = row.prompt.rstrip()
+    space = "" if bare != row.prompt or answer[:1].isspace() else " "
+    whole = encode_prompt(coder, f"{row.prompt}{space}{answer}", bos=bos)
+    # where the answer has melted into the prompt's last piece, that piece is the answer's
+    context = min(len(encode_prompt(coder, bare, bos=bos)), len(whole) - 1)
+    return whole[:context], whole[context:]
 
 
-class _Line:
-    """One line on its way to a Row; every mistake is said with its place."""
+def encode_prompt(coder: Tokenizer, text: str, *, bos: bool = True) -> list[int]:
+    """The ids of a text behind the BOS token, if there is one."""
+    return coder.encode(text, bos=bos and coder.bos_id is not None)
 
-    def __init__(self, path: str, number: int, raw: bytes) -> None:
-        self.path, self.number, self.raw = path, number, raw
+
+class _Record:
+    """One record on its way to a Row; every mistake is said with its place."""
+
+    def __init__(self, path: str, line: int, record: Mapping[str, Any]) -> None:
+        self.path, self.line, self.record = path, line, record
 
     def row(self) -> Row:
-        row = self._object()
+        row = self.record
         for key in ("prompt", "answer"):
             if key not in row:
                 raise self._wrong(f"the row has no {key!r}")
@@ -76,19 +84,10 @@ class _Line:
         if not prompt:
             raise self._wrong("'prompt' is empty")
         if row.get("choices") is None:
-            return Row(self.path, self.number, prompt, (), self._free(row["answer"]))
+            return Row(self.path, self.line, prompt, (), self._free(row["answer"]))
         choices = self._choices(row["choices"])
         answer = self._chosen(row["answer"], choices)
-        return Row(self.path, self.number, prompt, choices, (answer,))
-
-    def _object(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self.raw.decode())
-        except (ValueError, RecursionError) as error:
-            raise self._wrong(f"the line is not JSON ({error})") from error
-        if not isinstance(found, dict):
-            raise self._wrong(f"the line is no JSON object but {type(found).__name__}")
-        return found
+        return Row(self.path, self.line, prompt, choices, (answer,))
 
     def _choices(self, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list):
@@ -132,5 +131,5 @@ class _Line:
             raise self._wrong(f"{key!r} holds half a character ({error.reason})") from error
         return value
 
-    def _wrong(self, what: str, remedy: str = _FORMS) -> DataError:
-        return DataError(what, where=f"{self.path}:{self.number}", remedy=remedy)
+    def _wrong(self, what: str, remedy: str = FORMS) -> DataError:
+        return DataError(what, where=f"{self.path}:{self.line}", remedy=remedy)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ds_llama.data.rows import Pair, Row, encode_pair, encode_prompt
 from ds_llama.data.tokenizer import Tokenizer
 from ds_llama.errors import DataError, ModelError
 from ds_llama.evals.asking import (
@@ -29,10 +30,7 @@ from ds_llama.evals.asking import (
 )
 from ds_llama.evals.complete import positions
 from ds_llama.evals.generate import generate
-from ds_llama.evals.rows import Row
 from ds_llama.model.loss import IGNORE_INDEX
-
-Pair = tuple[list[int], list[int]]
 
 
 def choice_loglikelihoods(
@@ -45,7 +43,7 @@ def choice_loglikelihoods(
     not have.
     """
     config = config_of(model)
-    pairs = [[encode_pair(coder, row, choice) for choice in row.choices] for row in rows]
+    pairs = [[_encoded(coder, row, choice) for choice in row.choices] for row in rows]
     for row, of_row in zip(rows, pairs, strict=True):
         longest = max(len(context) + len(choice) for context, choice in of_row)
         _require_room(row, longest, positions(config), "the prompt with a choice")
@@ -76,7 +74,7 @@ def written_answers(
 
     Raises DataError for a row whose prompt and answer the model cannot hold.
     """
-    prompts = [_encode(coder, row.prompt) for row in rows]
+    prompts = [encode_prompt(coder, row.prompt) for row in rows]
     limit = positions(config_of(model))
     what = f"the prompt with {max_new_tokens} new tokens"
     for row, ids in zip(rows, prompts, strict=True):
@@ -105,21 +103,10 @@ def _first_line(coder: Tokenizer, prompt: list[int], new: list[int]) -> str:
     return text.strip().partition("\n")[0].rstrip()
 
 
-def encode_pair(coder: Tokenizer, row: Row, choice: str) -> Pair:
-    """(context, continuation): BOS and the prompt, then the choice after one space.
-
-    No space is put between them where the prompt ends with white space or the choice begins with
-    some. Both are tokenized together, as lm-eval's `_encode_pair` does, white space at the end of
-    the prompt with the choice: a prompt's last piece and its space would else be cut as no text in
-    training was.
-    """
-    bare = row.prompt.rstrip()
-    space = "" if bare != row.prompt or choice[0].isspace() else " "
-    whole = _encode(coder, f"{row.prompt}{space}{choice}")
-    # where the choice has melted into the prompt's last piece, that piece is the choice's
-    context = min(len(_encode(coder, bare)), len(whole) - 1)
-    _require_context(row, whole[:context])
-    return whole[:context], whole[context:]
+def _encoded(coder: Tokenizer, row: Row, choice: str) -> Pair:
+    pair = encode_pair(coder, row, choice)
+    _require_context(row, pair[0])
+    return pair
 
 
 @torch.no_grad()
@@ -172,10 +159,6 @@ def _by_length(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices in batches of like length, the longest first: what does not fit is seen at once."""
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-
-
-def _encode(coder: Tokenizer, text: str) -> list[int]:
-    return coder.encode(text, bos=coder.bos_id is not None)
 
 
 def _require_context(row: Row, ids: Sequence[int]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ds_llama.data.rows import Row
 from ds_llama.data.tokenizer import Tokenizer
 from ds_llama.evals import metrics
 from ds_llama.evals.load import Loaded
-from ds_llama.evals.rows import Row
 from ds_llama.evals.scoring import choice_loglikelihoods, written_answers
 
 

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 
 import ds_llama as dl
+from ds_llama.data.rows import Row
 from ds_llama.errors import CallError, ModelError, RunError
 from ds_llama.evals import asking, scoring
 from ds_llama.evals import generate as generation
 from ds_llama.evals.generate import generate
 from ds_llama.evals.load import Loaded
-from ds_llama.evals.rows import Row
 from ds_llama.evals.sampling import Sampling
 from ds_llama.evals.tasks import Scores, by_generation, by_likelihood
 from ds_llama.trainer.build import construct

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,15 @@ from ds_llama.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from ds_llama.data.sources import Options
+
+
+class Documents(str, Enum):
+    """What of a plain text is one document: paragraphs end at blank lines."""
+
+    file = "file"
+    line = "line"
+    paragraph = "paragraph"
+
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -33,7 +43,7 @@ Excludes = Annotated[
         help="pass over files and folders so named, globs too; repeatable",
     ),
 ]
-TextField = Annotated[str, typer.Option(help="key of a JSON record that holds the text")]
+TextField = Annotated[str, typer.Option(help="key or column of a record that holds the text")]
 Force = Annotated[bool, typer.Option("--force", help="do it again although nothing has changed")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document")]
 
@@ -89,6 +99,10 @@ def prepare(
     suffix: Suffixes = None,
     exclude: Excludes = None,
     text_field: TextField = "text",
+    documents: Annotated[
+        Documents,
+        typer.Option(help="what of plain text is one document; blank lines end a paragraph"),
+    ] = Documents.file,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
@@ -104,7 +118,7 @@ def prepare(
             workers=workers or len(os.sched_getaffinity(0)),
             bos=bos,
             eos=eos,
-            options=_options(suffix, exclude, text_field),
+            options=_options(suffix, exclude, text_field, documents),
             force=force,
             progress=progress,
         )
@@ -143,11 +157,16 @@ def inspect(
         print("\n".join(_inspected_lines(found)))
 
 
-def _options(suffix: list[str] | None, exclude: list[str] | None, text_field: str) -> Options:
+def _options(
+    suffix: list[str] | None,
+    exclude: list[str] | None,
+    text_field: str,
+    documents: Documents = Documents.file,
+) -> Options:
     from ds_llama.data.sources import Options
 
     suffixes = tuple(s.lower() if s.startswith(".") else f".{s.lower()}" for s in suffix or ())
-    return Options(suffixes, tuple(exclude or ()), text_field)
+    return Options(suffixes, tuple(exclude or ()), text_field, documents.value)
 
 
 def _print_json(value: dict[str, Any]) -> None:

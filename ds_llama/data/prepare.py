@@ -124,7 +124,7 @@ def _asked(tokenizer: Tokenizer, policy: Policy, options: Options) -> dict[str, 
             "eos_id": tokenizer.eos_id if policy.eos else None,
         },
         "validation_fraction": policy.validation_fraction,
-        "text_field": options.text_field,
+        **options.asked(),
     }
 
 

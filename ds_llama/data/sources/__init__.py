@@ -2,7 +2,7 @@
 
 A module says which file names are its own (`SUFFIXES`) and reads one file as a stream of records
 (`read(path, options)`). Files that no module claims are read as plain text when they are named, or
-when `--suffix` asks for them.
+when `--suffix` asks for them. A folder that `datasets` saved says itself which files are its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ds_llama.data.sources.record import Options, Record
+from ds_llama.data.sources.saved_dataset import files_of
 from ds_llama.errors import CallError, DataError
 
 __all__ = ["Options", "Record", "find_files", "read"]
@@ -40,7 +41,7 @@ def sources() -> dict[str, Source]:
 
 
 def source_of(path: Path) -> Source:
-    claimed = (s for s in sources().values() if path.name.lower().endswith(s.SUFFIXES))
+    claimed = (source for source in sources().values() if _ends(path, source.SUFFIXES))
     return next(claimed, sources()["text"])
 
 
@@ -70,7 +71,8 @@ def find_files(paths: Iterable[str | os.PathLike[str]], options: Options) -> lis
             raise CallError(
                 f"there is no file or folder {path}",
                 where=str(path),
-                remedy="name text files, .jsonl files, or folders that hold them",
+                remedy="name text files, .jsonl, .parquet or .arrow files, or folders that hold "
+                "them",
             )
         found.extend(_walk(path, options) if path.is_dir() else [path])
     if not found:
@@ -91,10 +93,18 @@ def _walk(root: Path, options: Options) -> list[Path]:
     suffixes = options.suffixes or _claimed_suffixes()
     found = []
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if _wanted(name, options)]
-        wanted = (name for name in names if _wanted(name, options))
-        found += [Path(folder, name) for name in wanted if name.lower().endswith(suffixes)]
+        files = files_of(Path(folder), lambda name: _wanted(name, options))
+        if files is None:
+            folders[:] = [name for name in folders if _wanted(name, options)]
+            files = [Path(folder, name) for name in names]
+        else:
+            folders.clear()
+        found += [f for f in files if _wanted(f.name, options) and _ends(f, suffixes)]
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def _ends(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.lower().endswith(suffixes)
 
 
 def _wanted(name: str, options: Options) -> bool:

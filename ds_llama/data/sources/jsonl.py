@@ -1,53 +1,32 @@
-"""JSON lines, plain or gzip: each line is an object, its `text_field` one document."""
+"""JSON lines, plain, gzip or zstd: each line is an object, its `text_field` one document."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
 
-from ds_llama.data.sources.record import Options, Record
-from ds_llama.errors import DataError
+from ds_llama.data.sources.opened import LONGEST_BYTES, read_lines
+from ds_llama.data.sources.record import Options, Record, record_of
+from ds_llama.units import format_bytes
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
-_SURROGATES = re.compile("[\ud800-\udfff]")
+SUFFIXES = tuple(name + packed for name in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
 
 
 def read(path: Path, options: Options) -> Iterator[Record]:
     """Lines that are blank are passed over; a broken one is a record with a problem."""
-    with path.open("rb") as raw:
-        zipped = path.name.lower().endswith(".gz")
-        lines = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
-        number = 0
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    text, problem = _text_of(line, options.text_field)
-                    yield Record(text, f"{path}:{number}", raw.tell(), problem)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise DataError(
-                f"the gzip file is damaged after line {number}: {error}",
-                where=str(path),
-                remedy="fetch the file again; `gzip -t FILE` says whether it is whole",
-            ) from error
+    for line in read_lines(path):
+        where = f"{path}:{line.number}"
+        if line.content is None:
+            problem = f"the line is longer than {format_bytes(LONGEST_BYTES)}"
+            yield Record("", where, line.position, problem)
+        elif line.content.strip():
+            yield _record(line.content, where, line.position, options)
 
 
-def _text_of(line: bytes, field: str) -> tuple[str, str | None]:
-    """The text and None, or "" and what is wrong with the line."""
+def _record(line: bytes, where: str, position: int, options: Options) -> Record:
     try:
-        record = json.loads(line.decode("utf-8", errors="replace"))
+        value = json.loads(line.decode("utf-8", errors="replace"))
     except (ValueError, RecursionError) as error:
-        return "", f"not JSON: {error}"
-    if not isinstance(record, dict):
-        return "", f"not a JSON object but {type(record).__name__}"
-    if field not in record:
-        return "", f'no field "{field}"; it has {", ".join(sorted(record)[:8]) or "none"}'
-    text = record[field]
-    if not isinstance(text, str):
-        return "", f'field "{field}" is not a string but {type(text).__name__}'
-    # JSON may escape half a surrogate pair, which no encoder accepts.
-    return _SURROGATES.sub("\ufffd", text), None
+        return Record("", where, position, f"not JSON: {error}")
+    return record_of(value, where, position, options)

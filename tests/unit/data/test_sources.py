@@ -3,13 +3,16 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from ds_llama.data import sources
-from ds_llama.data.sources import Options, find_files, read
-from ds_llama.errors import CallError, DataError
+from ds_llama.data.sources import Options, find_files, jsonl, opened, read, text
+from ds_llama.data.sources.record import Documents
+from ds_llama.errors import CallError, DataError, MachineError
 
 
 def make(root: Path, *names: str) -> None:
@@ -19,12 +22,22 @@ def make(root: Path, *names: str) -> None:
         path.write_text(name)
 
 
+def packed(raw: bytes, name: str) -> bytes:
+    """As a file of this name holds it; zstd in two frames, as `cat a.zst b.zst` leaves them."""
+    if name.endswith(".gz"):
+        return gzip.compress(raw)
+    if name.endswith(".zst"):
+        half, compress = len(raw) // 2, zstandard.ZstdCompressor().compress
+        return compress(raw[:half]) + compress(raw[half:])
+    return raw
+
+
 def found(root: Path, options: Options | None = None) -> list[str]:
     return [p.relative_to(root).as_posix() for p in find_files([root], options or Options())]
 
 
 def test_every_source_is_found_and_claims_its_suffixes() -> None:
-    assert set(sources.sources()) == {"text", "jsonl"}
+    assert set(sources.sources()) == {"text", "jsonl", "parquet", "arrow"}
     claimed = [suffix for source in sources.sources().values() for suffix in source.SUFFIXES]
     assert len(claimed) == len(set(claimed))
 
@@ -88,10 +101,10 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_json_lines_plain_and_gzip(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.ndjson.zst"])
+def test_json_lines_plain_gzip_and_zstd(tmp_path: Path, name: str) -> None:
     raw = "\n".join(LINES).encode()
-    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    (tmp_path / name).write_bytes(packed(raw, name))
     records = list(read(tmp_path / name, Options()))
     good = [(r.text, r.where.rpartition(":")[2]) for r in records if r.problem is None]
     assert good == [
@@ -116,14 +129,90 @@ def test_another_field_holds_the_text(tmp_path: Path) -> None:
     assert record.text == "x"
 
 
-def test_a_cut_off_gzip_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(os.urandom(1000).hex().encode() * 50)[:-200])
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_a_cut_off_file_is_named(tmp_path: Path, kind: str) -> None:
+    raw = b'{"text": "first"}\n' + os.urandom(100_000).hex().encode() * 3
+    path = tmp_path / {"gzip": "a.jsonl.gz", "zstd": "a.jsonl.zst"}[kind]
+    path.write_bytes(packed(raw, path.name)[:-200])
     with pytest.raises(DataError) as caught:
         list(read(path, Options()))
-    assert "the gzip file is damaged after line 0" in caught.value.what
+    assert f"the {kind} file is damaged after line 1: " in caught.value.what
     assert caught.value.where == str(path)
-    assert "gzip -t" in caught.value.remedy
+    assert f"{kind} -t" in caught.value.remedy
+
+
+@pytest.mark.parametrize("place", [0, 3000])
+def test_a_zstd_file_with_other_bytes_in_it_is_named(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "a.txt.zst"
+    content = bytearray(zstandard.ZstdCompressor(write_checksum=True).compress(os.urandom(9000)))
+    content[place] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        list(read(path, Options()))
+    assert caught.value.what.startswith("the zstd file is damaged after line 0: ")
+
+
+def test_without_zstandard_a_file_of_its_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(MachineError) as caught:
+        list(read(tmp_path / "a.jsonl.zst", Options()))
+    assert caught.value.what == "zstandard, which reads this file, is not installed"
+    assert caught.value.where == str(tmp_path / "a.jsonl.zst")
+    assert 'pip install "ds_llama[datasets]"' in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
+def test_lines_and_paragraphs_are_documents_when_they_are_asked_for(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(packed(b"\n \none\ntwo \xff\r\n\n\t\nthree\n\n", name))
+
+    def documents(kind: Documents) -> list[tuple[str, str]]:
+        records = read(path, Options(documents=kind))
+        return [(r.text, r.where.removeprefix(str(path))) for r in records]
+
+    assert documents("line") == [("one", ":3"), ("two \ufffd", ":4"), ("three", ":7")]
+    assert documents("paragraph") == [("one\ntwo \ufffd", ":3"), ("three", ":7")]
+    assert documents("file") == [("\n \none\ntwo \ufffd\r\n\n\t\nthree\n\n", "")]
+
+
+def test_what_is_too_long_to_be_held_is_a_problem_of_one_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (opened, text, jsonl):
+        monkeypatch.setattr(module, "LONGEST_BYTES", 20)
+    path = tmp_path / "a.txt"
+    path.write_text("short\n" + "x" * 20 + "\n" + "y" * 90_000 + "\n\nlast\n")
+
+    def problems(kind: Documents) -> list[tuple[str, str | None]]:
+        records = read(path, Options(documents=kind))
+        return [(r.text or r.where.removeprefix(str(path)), r.problem) for r in records]
+
+    long = "a document of more than 20 B"
+    assert problems("line") == [("short", None), ("x" * 20, None), (":3", long), ("last", None)]
+    assert problems("paragraph") == [(":1", long), ("last", None)]
+    hint = f"{long}; --documents line or paragraph cuts a file into several"
+    assert problems("file") == [("", hint)]
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"text": "aaaaaaaaaaaaaaaaaa"}\n{"text": "b"}')
+    records = list(read(lines, Options()))
+    assert [r.text for r in records] == ["", "b"]
+    assert records[0].problem == "the line is longer than 20 B"
+
+
+def test_a_record_may_be_the_whole_object(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"b": [{"c": "half \\ud83d"}], "a": 1}\n[1]\n{"a":1,"b":[{"c":"half \ufffd"}]}'
+    )
+    first, second, third = read(path, Options(objects=True))
+    assert first.value == third.value == {"a": 1, "b": [{"c": "half \ufffd"}]}
+    assert first.text == third.text == '{"a": 1, "b": [{"c": "half \ufffd"}]}'
+    assert second.problem == "not a JSON object but list"
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ds_llama.cli.data_progress import bar_or_lines
+from ds_llama.cli.outcome import Terminated
 from ds_llama.errors import CallError
-from ds_llama.units import format_bytes, format_count
+from ds_llama.units import format_bytes, format_count, parse_bytes
 
 if TYPE_CHECKING:
     from ds_llama.data.sources import Options
@@ -96,6 +99,16 @@ def prepare(
     workers: Annotated[int, typer.Option(min=0, help="processes; 0: one per core")] = 0,
     bos: Annotated[bool, typer.Option(help="begin each document with BOS")] = True,
     eos: Annotated[bool, typer.Option(help="end each document with EOS")] = True,
+    deduplicate: Annotated[
+        bool, typer.Option("--deduplicate", help="keep the first of equal documents")
+    ] = False,
+    max_document_bytes: Annotated[
+        str | None, typer.Option(metavar="BYTES", help="longer ones are bad records, such as 1MiB")
+    ] = None,
+    max_bad: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="stop beyond so many bad records, or such a share: 1%"),
+    ] = None,
     suffix: Suffixes = None,
     exclude: Excludes = None,
     text_field: TextField = "text",
@@ -106,10 +119,18 @@ def prepare(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Tokenize text into OUT/train and OUT/validation, in the Megatron layout."""
+    """Tokenize text into OUT/train and OUT/validation, in the Megatron layout.
+
+    The same call goes on with what was begun and came to no end.
+    """
     from ds_llama.data.prepare import prepare as run
 
-    with bar_or_lines() as progress:
+    most = (
+        parse_bytes(max_document_bytes, where="--max-document-bytes")
+        if max_document_bytes
+        else None
+    )
+    with _stopped(out), bar_or_lines() as progress:
         done = run(
             sources,
             tokenizer,
@@ -118,10 +139,14 @@ def prepare(
             workers=workers or len(os.sched_getaffinity(0)),
             bos=bos,
             eos=eos,
+            deduplicate=deduplicate,
+            max_document_bytes=most or None,
+            max_bad=max_bad,
             options=_options(suffix, exclude, text_field, documents),
             force=force,
             progress=progress,
         )
+    print("\n".join(_bad_lines(out, done.manifest["input"])), end="", file=sys.stderr)
     if as_json:
         _print_json({"folder": str(out), "skipped": done.skipped, **done.manifest})
     else:
@@ -176,15 +201,40 @@ def _print_json(value: dict[str, Any]) -> None:
 def _prepared_lines(out: Path, skipped: bool, manifest: dict[str, Any]) -> list[str]:
     read = manifest["input"]
     lines = [f"nothing has changed, kept {out}"] if skipped else []
+    duplicates = f"{read['duplicates']} duplicates, " if manifest["deduplicate"] else ""
     lines.append(
         f"read {read['files']} files, {format_bytes(read['bytes'])}: "
-        f"{read['documents']} documents, {read['empty']} empty, {read['bad']} bad"
+        f"{read['documents']} documents, {duplicates}{sum(read['bad'].values())} bad records"
     )
-    lines += [f"  bad: {problem}" for problem in read["first_bad"]]
     for name, shard in manifest["shards"].items():
         tokens = format_count(shard["tokens"])
         lines.append(f"{out / name}: {shard['documents']} documents, {tokens} tokens")
     return lines
+
+
+def _bad_lines(out: Path, read: dict[str, Any]) -> list[str]:
+    """Which records were no documents, and where they are; nothing when there are none."""
+    if not read["bad"]:
+        return []
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(read["bad"].items()))
+    first = [f"  {problem}" for problem in read["first_bad"]]
+    more = sum(read["bad"].values()) - len(first)
+    first += [f"  and {more} more"] if more else []
+    return [f"bad records ({kinds}), all in {out / 'rejects.jsonl'}:", *first, ""]
+
+
+@contextmanager
+def _stopped(out: Path) -> Iterator[None]:
+    """Whoever stops it hears how to go on."""
+    from ds_llama.data.prepare import share_done
+
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        share = share_done(out)
+        if share is not None:
+            print(f"stopped at {100 * share:.0f} %; the same call goes on there", file=sys.stderr)
+        raise
 
 
 def _inspected_lines(found: dict[str, Any]) -> list[str]:

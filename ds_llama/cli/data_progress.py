@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ds_llama.data.prepare import Progress
 
 _LINE_EVERY_S = 5.0
+_WIDE_COLUMNS = 64  # below, tokens give way to the bar
 Report = Callable[["Progress"], None]
 
 
@@ -30,36 +31,52 @@ def bar_or_lines() -> Iterator[Report]:
 @contextmanager
 def _bar() -> Iterator[Report]:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TransferSpeedColumn(),
-        TextColumn("{task.description}"),
-        TimeRemainingColumn(),
+    from rich.progress import (
+        BarColumn,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        TextColumn("{task.percentage:>3.0f}%", table_column=Column(no_wrap=True)),
+        TransferSpeedColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(
+            compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)
+        ),
+    ]
+    if console.width >= _WIDE_COLUMNS:
+        columns.append(TextColumn("{task.description}", table_column=Column(no_wrap=True)))
+    with Bar(*columns, console=console, expand=True) as bar:
+        tasks = []
 
         def report(progress: Progress) -> None:
-            bar.update(
-                task,
-                total=progress.bytes_total,
-                completed=progress.bytes_done,
-                description=f"{format_count(progress.tokens)} tokens",
-            )
+            if not tasks:
+                # What another process has done says nothing of how fast this one is.
+                before, total = progress.bytes_before, progress.bytes_total
+                tasks.append(bar.add_task("", total=total, completed=before))
+                if before:
+                    bar.console.print(_resumed(progress))
+            tokens = f"{format_count(progress.tokens)} tokens"
+            bar.update(tasks[0], completed=progress.bytes_done, description=tokens)
 
         yield report
 
 
 def _lines() -> Report:
     start = last = time.monotonic()
+    said = False
 
     def report(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
+        nonlocal last, said
+        if progress.bytes_before and not said:
+            print(_resumed(progress), file=sys.stderr, flush=True)
+        said, now = True, time.monotonic()
         if now - last < _LINE_EVERY_S:
             return
         last = now
@@ -68,8 +85,12 @@ def _lines() -> Report:
     return report
 
 
+def _resumed(progress: Progress) -> str:
+    return f"going on at {100 * progress.bytes_before / max(progress.bytes_total, 1):.0f} %"
+
+
 def _line(progress: Progress, elapsed_s: float) -> str:
-    rate = progress.bytes_done / elapsed_s
+    rate = (progress.bytes_done - progress.bytes_before) / elapsed_s
     left = (progress.bytes_total - progress.bytes_done) / rate if rate else float("inf")
     time_left = f", {format_duration(left)} left" if left != float("inf") else ""
     return (

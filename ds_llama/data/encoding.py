@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ds_llama.data.reading import Batch
 from ds_llama.data.shards import id_dtype
-from ds_llama.data.tokenizer import Tokenizer, load_tokenizer
+from ds_llama.data.tokenizer import load_tokenizer
 from ds_llama.errors import RunError
 
 _AHEAD = 4
@@ -24,24 +29,67 @@ _AHEAD = 4
 
 @dataclass(frozen=True)
 class Policy:
-    """How a document becomes ids, and which split it belongs to."""
+    """How a record becomes ids, and which split it belongs to.
+
+    `format` names the encoder. With a `mask` it says of each id whether it is learnt.
+    """
 
     tokenizer: str
     bos: bool
     eos: bool
     validation_fraction: float
+    format: str = "text"
+
+    @property
+    def mask(self) -> bool:
+        return self.format != "text"
+
+
+class Document(NamedTuple):
+    """One record's ids, and with `Policy.mask` a 1 for each that is learnt, a 0 for others."""
+
+    ids: Sequence[int]
+    mask: Sequence[int] | None = None
+
+
+class Encoder(Protocol):
+    """Made once in each process. Gives for each text a document, or what is wrong with it."""
+
+    vocab_size: int
+
+    def __call__(self, texts: list[str]) -> Sequence[Document | str]: ...
+
+
+class TextEncoder:
+    """`[BOS] ids [EOS]` of a text."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._tokenizer = load_tokenizer(policy.tokenizer)
+        self._policy, self.vocab_size = policy, self._tokenizer.vocab_size
+
+    def __call__(self, texts: list[str]) -> Sequence[Document | str]:
+        encode, bos, eos = self._tokenizer.encode, self._policy.bos, self._policy.eos
+        return [Document(encode(text, bos=bos, eos=eos)) for text in texts]
+
+
+def encoder_of(policy: Policy) -> Encoder:
+    return {"text": TextEncoder}[policy.format](policy)
 
 
 class Encoded(NamedTuple):
-    """Documents end to end: `ids` of the shard's type, `sizes` int32."""
+    """Documents end to end: `ids` of the shard's type, `sizes` int32, `mask` uint8 or None."""
 
     ids: npt.NDArray[Any]
     sizes: npt.NDArray[np.int32]
+    mask: npt.NDArray[np.uint8] | None
 
 
 class Splits(NamedTuple):
+    """A batch's documents by split; `refused` holds texts by number, and what is wrong."""
+
     train: Encoded
     validation: Encoded
+    refused: list[tuple[int, str]]
 
 
 def in_validation(text: str, fraction: float) -> bool:
@@ -50,65 +98,102 @@ def in_validation(text: str, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2.0**64
 
 
-def encode(texts: list[str], tokenizer: Tokenizer, policy: Policy) -> Splits:
-    train: list[list[int]] = []
-    validation: list[list[int]] = []
-    for text in texts:
-        side = validation if in_validation(text, policy.validation_fraction) else train
-        side.append(tokenizer.encode(text, bos=policy.bos, eos=policy.eos))
-    dtype = id_dtype(tokenizer.vocab_size)
-    return Splits(_joined(train, dtype), _joined(validation, dtype))
+def encode(texts: list[str], encoder: Encoder, policy: Policy) -> Splits:
+    sides: tuple[list[Document], list[Document]] = [], []
+    refused = []
+    for number, (text, found) in enumerate(zip(texts, encoder(texts), strict=True)):
+        if isinstance(found, str):
+            refused.append((number, found))
+        else:
+            sides[in_validation(text, policy.validation_fraction)].append(found)
+    dtype = id_dtype(encoder.vocab_size)
+    train, validation = (_joined(side, dtype, policy.mask) for side in sides)
+    return Splits(train, validation, refused)
 
 
-def _joined(documents: list[list[int]], dtype: np.dtype[Any]) -> Encoded:
-    sizes = np.array([len(ids) for ids in documents], dtype=np.int32)
-    parts = [np.array(ids, dtype=dtype) for ids in documents]
-    return Encoded(np.concatenate(parts) if parts else np.empty(0, dtype), sizes)
+def _joined(documents: list[Document], dtype: np.dtype[Any], masked: bool) -> Encoded:
+    sizes = np.array([len(document.ids) for document in documents], dtype=np.int32)
+    count = int(sizes.sum())
+    ids = np.fromiter(chain.from_iterable(d.ids for d in documents), dtype, count)
+    if not masked:
+        return Encoded(ids, sizes, None)
+    masks = chain.from_iterable(d.mask or () for d in documents)
+    return Encoded(ids, sizes, np.fromiter(masks, np.uint8, count))
 
 
-def encode_all(batches: Iterable[list[str]], policy: Policy, workers: int) -> Iterator[Splits]:
-    """Each batch's ids in the order of the batches, whichever process made them.
+def encode_all(
+    batches: Iterable[Batch], policy: Policy, workers: int
+) -> Iterator[tuple[Batch, Splits]]:
+    """Each batch with its ids, in the order of the batches, whichever process made them.
 
     At most `_AHEAD` batches per worker are in flight, so memory does not grow with the corpus.
     """
     if workers <= 1:
-        tokenizer = load_tokenizer(policy.tokenizer)
-        yield from (encode(batch, tokenizer, policy) for batch in batches)
+        encoder = encoder_of(policy)
+        yield from ((batch, encode(batch.texts, encoder, policy)) for batch in batches)
         return
     # Not forked: a fork of a process with threads (a progress bar, torch) may deadlock.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (policy,))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (policy,))
     try:
         yield from _in_order(pool, batches, workers * _AHEAD)
     except BrokenProcessPool as error:
         raise RunError(
             "a tokenizing process died",
             where=f"one of {workers} workers",
-            remedy="look for an out-of-memory kill (`dmesg`), or run with fewer --workers",
+            remedy="look for an out-of-memory kill (`dmesg`), or run with fewer --workers; the "
+            "same call goes on where this one ended",
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _in_order(pool: Executor, batches: Iterable[list[str]], ahead: int) -> Iterator[Splits]:
-    waiting: deque[Future[Splits]] = deque()
+def _in_order(
+    pool: Executor, batches: Iterable[Batch], ahead: int
+) -> Iterator[tuple[Batch, Splits]]:
+    waiting: deque[tuple[Batch, Future[Splits]]] = deque()
     for batch in batches:
-        waiting.append(pool.submit(_encode_in_worker, batch))
+        with _interrupts_kept():
+            waiting.append((batch, pool.submit(_encode_in_worker, batch.texts)))
         if len(waiting) >= ahead:
-            yield waiting.popleft().result()
+            first, encoded = waiting.popleft()
+            yield first, encoded.result()
     while waiting:
-        yield waiting.popleft().result()
+        first, encoded = waiting.popleft()
+        yield first, encoded.result()
 
 
-_worker: tuple[Tokenizer, Policy] | None = None
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ctrl-C reaches the whole process group, and the parent alone decides what it means.
+
+    What is started here inherits the mask, and so never hears of it, not even before its first
+    line; for this process it is put off.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_worker: tuple[Encoder, Policy] | None = None
 
 
 def _start_worker(policy: Policy) -> None:
     global _worker
-    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _worker = (load_tokenizer(policy.tokenizer), policy)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = (encoder_of(policy), policy)
 
 
-def _encode_in_worker(batch: list[str]) -> Splits:
+def _end_with_parent() -> None:
+    """A worker waits on a pipe that its fellows hold open too: it would outlive a killed parent."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _encode_in_worker(texts: list[str]) -> Splits:
     assert _worker is not None
-    return encode(batch, *_worker)
+    return encode(texts, *_worker)

@@ -1,10 +1,11 @@
 """Tokenize a corpus into a training and a validation shard.
 
-    OUT/train.bin train.idx validation.bin validation.idx manifest.json
+    OUT/train.bin train.idx validation.bin validation.idx rejects.jsonl manifest.json
 
-The bytes depend on the inputs alone, not on the number of workers. Everything is written under
-OUT/.preparing and moved when it is whole, the manifest last: a prepare that was killed leaves no
-half file under a final name, and no manifest that vouches for it.
+The bytes depend on the inputs alone, not on the number of workers, nor on how often it was killed.
+Everything is written under OUT/.preparing (`output.py`) and moved when it is whole, the manifest
+last: a prepare that was killed leaves no half file under a final name, and no manifest that vouches
+for it. The same call goes on where it was.
 """
 
 from __future__ import annotations
@@ -13,32 +14,37 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ds_llama.data.encoding import Policy, Splits, encode_all
-from ds_llama.data.fingerprint import fingerprint, read_json, write_json
-from ds_llama.data.shards import ShardWriter
-from ds_llama.data.sources import Options, find_files, read
+from ds_llama.data.encoding import Policy, encode_all
+from ds_llama.data.fingerprint import fingerprint, read_json, sync_folder, write_json
+from ds_llama.data.limit import Limit, parse_limit
+from ds_llama.data.output import JOURNAL, MASK, REJECTS, Output, Shape, Tally, taken_up
+from ds_llama.data.reading import Choice, batches
+from ds_llama.data.sources import Options, find_files
 from ds_llama.data.tokenizer import Tokenizer, load_tokenizer
 from ds_llama.errors import CallError, DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-_BATCH_CHARACTERS = 1 << 19
-_SHOWN_PROBLEMS = 5
+_STAGING = ".preparing"
+_SHARDS = [split + mask for split in ("train", "validation") for mask in ("", MASK)]
+# An old index must not describe a new .bin, so it goes first, and the new one comes last.
+_FILES = [REJECTS, *(shard + suffix for shard in _SHARDS for suffix in (".bin", ".idx"))]
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`bytes_done` counts what has been read, `documents` and `tokens` what has been written."""
+    """Of what has been written. `bytes_before` had been done when this process took it up."""
 
     bytes_done: int
     bytes_total: int
     documents: int
     tokens: int
+    bytes_before: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,16 +56,6 @@ class Prepared:
     skipped: bool
 
 
-@dataclass
-class _Tally:
-    files: int = 0
-    bytes: int = 0
-    documents: int = 0
-    empty: int = 0
-    bad: int = 0
-    first_bad: list[str] = field(default_factory=list)
-
-
 def prepare(
     sources: Iterable[str | os.PathLike[str]],
     tokenizer: str | os.PathLike[str],
@@ -69,15 +65,21 @@ def prepare(
     workers: int = 1,
     bos: bool = True,
     eos: bool = True,
+    deduplicate: bool = False,
+    max_document_bytes: int | None = None,
+    max_bad: str | int | None = None,
     options: Options | None = None,
     force: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Prepared:
     """Tokenize files and folders into OUT; each document becomes `[BOS] ids [EOS]`.
 
-    A document goes to validation by a hash of its text. Records that cannot be read are counted and
-    the first shown in the manifest. Nothing is done when OUT already holds the result of the same
-    call, unless `force`. Raises `DataError` for a corpus without text or a damaged file.
+    A document goes to validation by a hash of its text. With `deduplicate` the first of equal texts
+    is kept. Records that are no documents (unreadable, empty, longer than `max_document_bytes`) are
+    kept in rejects.jsonl and counted in the manifest. What the same call has begun is gone on with;
+    nothing is done when OUT already holds its result, unless `force`. Raises `DataError` for a
+    corpus without text, more than `max_bad` bad records (a number, or a share: "1%"), or a damaged
+    file.
     """
     if not 0 <= validation_fraction < 1:
         raise CallError(
@@ -85,38 +87,53 @@ def prepare(
             where="--validation",
             remedy="give the share of documents to hold out, such as 0.01",
         )
-    options, folder = options or Options(), Path(out)
+    options, folder, limit = options or Options(), Path(out), parse_limit(max_bad)
     loaded, files = load_tokenizer(tokenizer), find_files(sources, options)
     policy = Policy(str(loaded.path), bos, eos, validation_fraction)
+    choice = Choice(deduplicate, max_document_bytes)
     # An empty text, so that a tokenizer without BOS is found before hours of work.
     loaded.encode("", bos=bos, eos=eos)
-    asked = _asked(loaded, policy, options)
+    asked = _asked(loaded, policy, choice, options)
     mark = fingerprint(files, asked)
     folder.mkdir(parents=True, exist_ok=True)
     with _staging(folder) as staging:
         manifest = read_json(folder / MANIFEST)
         if not force and manifest.get("fingerprint") == mark and _is_whole(folder, manifest):
             return Prepared(folder, manifest, skipped=True)
-        tally, total = _Tally(), sum(path.stat().st_size for path in files)
-        writers = _writers(staging, loaded.vocab_size, validation_fraction)
-        with ExitStack() as stack:
-            for writer in writers.values():
-                stack.enter_context(writer)
-            for splits in encode_all(_batches(files, options, tally), policy, workers):
-                _append(writers, splits)
+        shape = Shape(_splits(policy), loaded.vocab_size, policy.mask)
+        total = sum(path.stat().st_size for path in files)
+        with taken_up(staging, mark, shape, total) as output:
+            read = batches(files, options, choice, output.position, output.seen())
+            for batch, encoded in encode_all(read, policy, workers):
+                output.append(batch, encoded)
+                _judge(output, limit, ended=False)
                 if progress:
-                    written = [w.num_documents for w in writers.values()]
-                    tokens = sum(w.num_tokens for w in writers.values())
-                    progress(Progress(tally.bytes, total, sum(written), tokens))
-            _require_text(tally, files)
-        manifest = _manifest(mark, asked, tally, writers, staging)
-        _publish(staging, folder, manifest)
+                    progress(_progress(output))
+            _judge(output, limit, ended=True)
+            _require_text(output, files)
+            output.close()
+            manifest = {"fingerprint": mark, **asked, **_results(output, staging)}
+        write_json(staging / MANIFEST, manifest)
+        _publish(staging, folder)
     return Prepared(folder, manifest, skipped=False)
 
 
-def _asked(tokenizer: Tokenizer, policy: Policy, options: Options) -> dict[str, Any]:
+def share_done(out: str | os.PathLike[str]) -> float | None:
+    """How much of a prepare that came to no end is done; None when nothing is to be gone on with.
+
+    Of the input's bytes, 0 to 1.
+    """
+    journal = read_json(Path(out) / _STAGING / JOURNAL)
+    total = journal.get("bytes_total")
+    return journal["position"][2] / total if total else None
+
+
+def _asked(
+    tokenizer: Tokenizer, policy: Policy, choice: Choice, options: Options
+) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
+        "format": policy.format,
         "tokenizer": {
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
@@ -125,107 +142,99 @@ def _asked(tokenizer: Tokenizer, policy: Policy, options: Options) -> dict[str, 
         },
         "validation_fraction": policy.validation_fraction,
         **options.asked(),
+        **asdict(choice),
     }
 
 
-def _writers(staging: Path, vocab_size: int, fraction: float) -> dict[str, ShardWriter]:
-    names = ["train", "validation"] if fraction else ["train"]
-    return {name: ShardWriter(staging / name, vocab_size=vocab_size) for name in names}
+def _splits(policy: Policy) -> tuple[str, ...]:
+    return ("train", "validation") if policy.validation_fraction else ("train",)
 
 
-def _append(writers: dict[str, ShardWriter], splits: Splits) -> None:
-    for name, writer in writers.items():
-        encoded = splits._asdict()[name]
-        writer.add_many(encoded.ids, encoded.sizes)
+def _progress(output: Output) -> Progress:
+    done, before = output.position.bytes, output.taken_up_at.bytes
+    return Progress(done, output.bytes_total, output.tally.documents, output.tokens, before)
 
 
-def _batches(files: list[Path], options: Options, tally: _Tally) -> Iterator[list[str]]:
-    """Texts in batches of about half a million characters; what is passed over is tallied."""
-    batch: list[str] = []
-    characters = finished = 0
-    for path in files:
-        tally.files += 1
-        for record in read(path, options):
-            tally.bytes = finished + record.position
-            if record.problem is not None:
-                tally.bad += 1
-                if len(tally.first_bad) < _SHOWN_PROBLEMS:
-                    tally.first_bad.append(f"{record.where}: {record.problem}")
-            elif not record.text:
-                tally.empty += 1
-            else:
-                tally.documents += 1
-                batch.append(record.text)
-                characters += len(record.text)
-            if characters >= _BATCH_CHARACTERS:
-                yield batch
-                batch, characters = [], 0
-        finished += path.stat().st_size
-        tally.bytes = finished
-    if batch:
-        yield batch
+def _judge(output: Output, limit: Limit | None, *, ended: bool) -> None:
+    tally = output.tally
+    if limit is None or not limit.is_passed(tally.bad_records, tally.records, ended=ended):
+        return
+    output.save()
+    raise DataError(
+        f"{tally.bad_records} of {tally.records} records are bad ({_kinds(tally)}), more than "
+        f"{limit.text}; the first: {tally.first_bad[0]}",
+        where=str(output.rejects.path),
+        remedy="that file holds them: mend them, or go on with a larger --max-bad",
+    )
 
 
-def _require_text(tally: _Tally, files: list[Path]) -> None:
+def _kinds(tally: Tally) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(tally.bad.items()))
+
+
+def _require_text(output: Output, files: list[Path]) -> None:
+    tally = output.tally
     if tally.documents:
         return
     shown = f"; the first bad record: {tally.first_bad[0]}" if tally.first_bad else ""
     raise DataError(
-        f"the corpus has no text: {tally.files} files, {tally.empty} empty documents, "
-        f"{tally.bad} bad records{shown}",
+        f"the corpus has no text: {tally.files} files, {tally.bad_records} bad records"
+        f"{f' ({_kinds(tally)})' if tally.bad else ''}{shown}",
         where=str(files[0]),
         remedy="name files with text; for JSON lines, --text-field says which key holds it",
     )
 
 
-def _manifest(
-    mark: str,
-    asked: dict[str, Any],
-    tally: _Tally,
-    writers: dict[str, ShardWriter],
-    staging: Path,
-) -> dict[str, Any]:
-    shards = {
-        name: {
-            "documents": writer.num_documents,
-            "tokens": writer.num_tokens,
-            "files": {
-                file: {"bytes": (staging / file).stat().st_size, "sha256": digest}
-                for file, digest in writer.sha256.items()
-            },
-        }
-        for name, writer in writers.items()
-    }
-    return {**asked, "fingerprint": mark, "input": asdict(tally), "shards": shards}
+def _results(output: Output, staging: Path) -> dict[str, Any]:
+    def entry(name: str, digest: str) -> dict[str, Any]:
+        return {"bytes": (staging / name).stat().st_size, "sha256": digest}
+
+    shards: dict[str, dict[str, Any]] = {}
+    for name, writer in output.writers.items():
+        counts = {"documents": writer.num_documents, "tokens": writer.num_tokens, "files": {}}
+        files = shards.setdefault(name.removesuffix(MASK), counts)["files"]
+        files |= {file: entry(file, digest) for file, digest in writer.sha256.items()}
+    rejects = {REJECTS: entry(REJECTS, output.rejects.hash.hexdigest())}
+    return {"input": asdict(output.tally), "shards": shards, "rejects": {"files": rejects}}
 
 
 def _is_whole(folder: Path, manifest: dict[str, Any]) -> bool:
     """Each file that the manifest names is there with its size."""
     try:
-        named = [item for shard in manifest["shards"].values() for item in shard["files"].items()]
+        named = _files_of(manifest).items()
         return all((folder / name).stat().st_size == entry["bytes"] for name, entry in named)
     except (KeyError, TypeError, AttributeError, OSError):
         return False
 
 
-def _publish(staging: Path, folder: Path, manifest: dict[str, Any]) -> None:
+def _files_of(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    parts = [*manifest["shards"].values(), manifest["rejects"]]
+    return {name: entry for part in parts for name, entry in part["files"].items()}
+
+
+def _publish(staging: Path, folder: Path) -> None:
+    """Move a whole result out of `staging`; when it was begun before, what is left of it."""
+    manifest = read_json(staging / MANIFEST)
     (folder / MANIFEST).unlink(missing_ok=True)
-    for name in ("train", "validation"):
-        for suffix in (
-            ".idx",
-            ".bin",
-        ):  # an old index must not describe a new .bin, so it goes first
-            (folder / (name + suffix)).unlink(missing_ok=True)
-    for file in sorted(staging.iterdir()):  # .bin before .idx, which makes the shard readable
-        os.replace(file, folder / file.name)
-    write_json(folder / MANIFEST, manifest)
+    sync_folder(folder)
+    named = _files_of(manifest)
+    for name in reversed(_FILES):
+        if name not in named or (staging / name).exists():
+            (folder / name).unlink(missing_ok=True)
+    for name in _FILES:
+        if (staging / name).exists():
+            os.replace(staging / name, folder / name)
+    sync_folder(folder)
+    os.replace(staging / MANIFEST, folder / MANIFEST)
+    sync_folder(folder)
 
 
 @contextmanager
 def _staging(folder: Path) -> Iterator[Path]:
-    """An empty folder inside OUT, for this process alone; what a killed run left there is removed.
+    """The folder inside OUT to work in, for this process alone.
 
-    The lock is the kernel's and ends with the process, however it ends.
+    It stays behind with what can be gone on with, if anything ends this before it is published. The
+    lock is the kernel's and ends with the process, however it ends.
     """
     with (folder / ".lock").open("w") as lock:
         try:
@@ -236,10 +245,15 @@ def _staging(folder: Path) -> Iterator[Path]:
                 where=str(folder),
                 remedy="wait for it to end, or choose another --out",
             ) from error
-        staging = folder / ".preparing"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
+        staging = folder / _STAGING
+        if (staging / MANIFEST).exists():
+            _publish(staging, folder)
+            shutil.rmtree(staging)
+        staging.mkdir(exist_ok=True)
         try:
             yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        except BaseException:
+            if not (staging / JOURNAL).exists():
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+        shutil.rmtree(staging, ignore_errors=True)

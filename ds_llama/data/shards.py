@@ -19,6 +19,7 @@ import hashlib
 import os
 import struct
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ds_llama.data.appending import AppendedFile
 from ds_llama.errors import DataError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -50,12 +52,18 @@ def paths_of(prefix: str | os.PathLike[str]) -> tuple[Path, Path]:
     return Path(text + ".bin"), Path(text + ".idx")
 
 
+def partial_of(path: Path) -> Path:
+    """The name of a file that is not whole yet."""
+    return path.with_name(path.name + ".partial")
+
+
 class ShardWriter:
     """Writes one shard; the final names appear at `close`, the index last.
 
     A context manager: leaving it by an exception removes what was written. `vocab_size` chooses the
     id type (unless `dtype` does) and is enforced, because an id beyond it would wrap around without
-    a word.
+    a word. `kept` is what `save` gave to a writer that came to no end: this one goes on from there,
+    or raises `ValueError` or `OSError` when the files are not those any more.
     """
 
     def __init__(
@@ -64,17 +72,25 @@ class ShardWriter:
         *,
         vocab_size: int,
         dtype: np.dtype[Any] | None = None,
+        kept: Mapping[str, Any] | None = None,
     ) -> None:
         self.bin_path, self.idx_path = paths_of(prefix)
         self.vocab_size, self.dtype = vocab_size, dtype or id_dtype(vocab_size)
-        self._sizes = array("i")
         self.num_tokens = 0
         self.sha256: dict[str, str] = {}
-        self._bin_hash = hashlib.sha256()
-        self._partial_bin = self.bin_path.with_name(self.bin_path.name + ".partial")
-        self._partial_idx = self.idx_path.with_name(self.idx_path.name + ".partial")
         self.bin_path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._partial_bin.open("wb")
+        self._bin = AppendedFile(partial_of(self.bin_path), kept and kept["bin"])
+        try:
+            # Sizes come first in an index, after the counts: they are written as they come.
+            partial_idx = partial_of(self.idx_path)
+            self._idx = AppendedFile(partial_idx, kept and kept["idx"], head=HEADER_BYTES)
+        except BaseException:
+            self._bin.leave()
+            raise
+        self._sizes = array("i")
+        if kept:
+            self._sizes.frombytes(np.fromfile(partial_idx, "<i4", offset=HEADER_BYTES).tobytes())
+            self.num_tokens = self._bin.bytes // self.dtype.itemsize
 
     @property
     def num_documents(self) -> int:
@@ -96,42 +112,53 @@ class ShardWriter:
                 where=str(self.bin_path),
                 remedy="give the vocabulary size of the tokenizer that made the ids",
             )
-        raw = ids.astype(self.dtype, copy=False).tobytes()
-        self._file.write(raw)
-        self._bin_hash.update(raw)
-        self._sizes.extend(int(size) for size in sizes)
+        self._bin.write(ids.astype(self.dtype, copy=False).tobytes())
+        self._idx.write(sizes.astype("<i4", copy=False).tobytes())
+        self._sizes.frombytes(sizes.astype(np.int32, copy=False).tobytes())
         self.num_tokens += len(ids)
+
+    def save(self) -> dict[str, Any]:
+        """Have all that was added on the disk; returns what to go on from, as `kept`."""
+        return {"bin": self._bin.save(), "idx": self._idx.save()}
 
     def close(self) -> None:
         """Flush to disk and give the files their names; the index comes last."""
-        _sync_and_close(self._file)
-        index = self._index()
-        with self._partial_idx.open("wb") as file:
-            file.write(index)
-            _sync_and_close(file)
+        sizes, header, tail = self._index()
+        self._bin.close()
+        self._idx.write(tail)
+        self._idx.close(header)
         # An old index beside a new .bin would describe bytes that are not there.
         self.idx_path.unlink(missing_ok=True)
-        os.replace(self._partial_bin, self.bin_path)
-        os.replace(self._partial_idx, self.idx_path)
+        os.replace(self._bin.path, self.bin_path)
+        os.replace(self._idx.path, self.idx_path)
+        index = hashlib.sha256(header)
+        index.update(sizes)
+        index.update(tail)
         self.sha256 = {
-            self.bin_path.name: self._bin_hash.hexdigest(),
-            self.idx_path.name: hashlib.sha256(index).hexdigest(),
+            self.bin_path.name: self._bin.hash.hexdigest(),
+            self.idx_path.name: index.hexdigest(),
         }
+
+    def leave(self) -> None:
+        """Close the files as they are, for another writer to go on with."""
+        self._bin.leave()
+        self._idx.leave()
 
     def abort(self) -> None:
         """Remove what was written; the final names are untouched."""
-        self._file.close()
-        self._partial_bin.unlink(missing_ok=True)
-        self._partial_idx.unlink(missing_ok=True)
+        self.leave()
+        self._bin.path.unlink(missing_ok=True)
+        self._idx.path.unlink(missing_ok=True)
 
-    def _index(self) -> bytes:
+    def _index(self) -> tuple[bytes, bytes, bytes]:
+        """Its three parts: sizes, the header before them, and what comes behind."""
         sizes = np.frombuffer(self._sizes, dtype=np.int32).astype("<i4")
         ends = np.cumsum(sizes, dtype=np.int64) * self.dtype.itemsize
         offsets = np.concatenate([np.zeros(1, np.int64), ends])[: len(sizes)].astype("<i8")
         documents = np.arange(len(sizes) + 1, dtype="<i8")
         code = next(c for c, name in _INTEGER_TYPES.items() if np.dtype(name) == self.dtype)
         header = MAGIC + _COUNTS.pack(VERSION, code, len(sizes), len(documents))
-        return b"".join([header, sizes.tobytes(), offsets.tobytes(), documents.tobytes()])
+        return sizes.tobytes(), header, offsets.tobytes() + documents.tobytes()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -263,9 +290,3 @@ def _missing(path: Path) -> DataError:
     if found and path.suffix == ".idx":
         remedy = f"name one of the shards that are there: {', '.join(found[:5])}"
     return DataError(f"there is no token shard file {path.name}", where=str(path), remedy=remedy)
-
-
-def _sync_and_close(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()

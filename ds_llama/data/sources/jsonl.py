@@ -11,6 +11,7 @@ from ds_llama.data.sources.record import Options, Record, record_of
 from ds_llama.units import format_bytes
 
 SUFFIXES = tuple(name + packed for name in (".jsonl", ".ndjson") for packed in ("", ".gz", ".zst"))
+_SHOWN_BYTES = 2000
 
 
 def read(path: Path, options: Options) -> Iterator[Record]:
@@ -21,7 +22,12 @@ def read(path: Path, options: Options) -> Iterator[Record]:
             problem = f"the line is longer than {format_bytes(LONGEST_BYTES)}"
             yield Record("", where, line.position, problem)
         elif line.content.strip():
-            yield _record(line.content, where, line.position, options)
+            record = _record(line.content, where, line.position, options)
+            yield record._replace(raw=_shown(line.content)) if record.problem else record
+
+
+def _shown(line: bytes) -> str:
+    return line[:_SHOWN_BYTES].rstrip().decode("utf-8", errors="replace")
 
 
 def _record(line: bytes, where: str, position: int, options: Options) -> Record:

@@ -38,7 +38,8 @@ class Record(NamedTuple):
 
     `where` is `file`, `file:line` or `file:row`, both from 1; `position` the bytes of the file
     consumed so far. With `Options.objects`, `value` is the object and `text` that object as JSON
-    with sorted keys: equal objects have equal texts.
+    with sorted keys: equal objects have equal texts. A problem is counted by its first words, up to
+    a colon or semicolon; `raw` is what the file says there, cut off.
     """
 
     text: str
@@ -46,6 +47,7 @@ class Record(NamedTuple):
     position: int
     problem: str | None = None
     value: dict[str, Any] | None = None
+    raw: str = ""
 
 
 def record_of(value: object, where: str, position: int, options: Options) -> Record:

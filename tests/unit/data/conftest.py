@@ -41,3 +41,8 @@ def write_shard(prefix: Path, tokens: int, vocab_size: int = 1 << 20) -> Shard:
     with ShardWriter(prefix, vocab_size=vocab_size) as writer:
         writer.add(np.arange(tokens))
     return Shard(prefix)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a result; hidden ones are work that goes on, or a lock."""
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith(".")}

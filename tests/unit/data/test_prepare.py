@@ -5,19 +5,17 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from ds_llama.data.encoding import in_validation
-from ds_llama.data.prepare import Progress, prepare
+from ds_llama.data.prepare import Progress, prepare, share_done
 from ds_llama.data.shards import Shard
 from ds_llama.data.tokenizer import Tokenizer
 from ds_llama.errors import CallError, DataError, RunError
-from tests.unit.data.conftest import sentences
+from tests.unit.data.conftest import contents, sentences
 
 
 @pytest.fixture
@@ -42,10 +40,6 @@ def documents(corpus: Path) -> list[str]:
     return [text for text in texts + parsed if text]
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".lock"}
-
-
 def test_documents_become_ids_between_bos_and_eos(
     corpus: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -68,16 +62,17 @@ def test_manifest_counts_and_hashes(corpus: Path, tokenizer: Tokenizer, tmp_path
     done = prepare([corpus], tokenizer.path, tmp_path / "out")
     assert json.loads((tmp_path / "out/manifest.json").read_text()) == done.manifest
     read = done.manifest["input"]
-    assert (read["files"], read["empty"], read["bad"]) == (5, 1, 2)
+    bad = {"empty": 1, "not JSON": 1, "not a JSON object but list": 1}
+    assert (read["files"], read["bad"], read["duplicates"]) == (5, bad, 0)
     assert read["documents"] == len(documents(corpus))
     assert read["bytes"] == sum(p.stat().st_size for p in corpus.iterdir())
     assert read["first_bad"][0].startswith(f"{corpus / 'd.jsonl'}:11: not JSON")
     assert read["first_bad"][1] == f"{corpus / 'd.jsonl'}:21: not a JSON object but list"
+    assert read["first_bad"][2] == f"{corpus / 'empty.txt'}: empty"
     assert done.manifest["tokenizer"]["sha256"] == tokenizer.sha256
-    files = [
-        entry for shard in done.manifest["shards"].values() for entry in shard["files"].items()
-    ]
-    assert len(files) == 4
+    parts = [*done.manifest["shards"].values(), done.manifest["rejects"]]
+    files = [entry for part in parts for entry in part["files"].items()]
+    assert len(files) == 5
     for name, entry in files:
         raw = (tmp_path / "out" / name).read_bytes()
         assert entry == {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
@@ -86,11 +81,11 @@ def test_manifest_counts_and_hashes(corpus: Path, tokenizer: Tokenizer, tmp_path
 def test_bytes_do_not_depend_on_the_workers(
     corpus: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ds_llama.data.prepare._BATCH_CHARACTERS", 300)
+    monkeypatch.setattr("ds_llama.data.reading._BATCH_CHARACTERS", 300)
     for workers in (1, 3):
         prepare([corpus], tokenizer.path, tmp_path / f"{workers}", workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
-    assert len(contents(tmp_path / "1")) == 5
+    assert len(contents(tmp_path / "1")) == 6
 
 
 def test_policies(corpus: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -156,7 +151,7 @@ def test_a_corpus_without_text_says_what_was_found(tokenizer: Tokenizer, tmp_pat
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n{"text": ""}\n')
     with pytest.raises(DataError) as caught:
         prepare([tmp_path / "a.jsonl"], tokenizer.path, tmp_path / "out")
-    assert "no text: 1 files, 1 empty documents, 1 bad records" in caught.value.what
+    assert "no text: 1 files, 2 bad records (1 empty, 1 no field" in caught.value.what
     assert 'a.jsonl:1: no field "text"; it has body' in caught.value.what
     assert "--text-field" in caught.value.remedy
     assert contents(tmp_path / "out") == {}
@@ -182,43 +177,13 @@ def test_a_second_prepare_at_the_same_time_is_refused(
     assert caught.value.where == str(tmp_path)
 
 
-# The second batch is held back, so that the parent finds the process in the middle of its work.
-SLOW = """
-import sys, time
-from ds_llama.data import prepare
-append = prepare._append
-def slow(writers, splits):
-    append(writers, splits)
-    print("writing", flush=True)
-    time.sleep(60)
-prepare._append = slow
-prepare.prepare([sys.argv[1]], sys.argv[2], sys.argv[3])
-"""
-
-
-def test_a_killed_prepare_leaves_nothing_half_made(
-    corpus: Path, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", SLOW, str(corpus), str(tokenizer.path), str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"writing\n"
-        process.kill()
-    assert [p.name for p in out.iterdir() if not p.name.startswith(".")] == []
-    assert list((out / ".preparing").iterdir())
-    prepare([corpus], tokenizer.path, out)
-    assert not (out / ".preparing").exists()
-    assert len(contents(out)) == 5
-
-
 def test_a_worker_that_dies_is_an_error(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import multiprocessing
 
     (tmp_path / "a.jsonl").write_text('{"text": "def loss"}\n' * 20_000)
-    monkeypatch.setattr("ds_llama.data.prepare._BATCH_CHARACTERS", 100)
+    monkeypatch.setattr("ds_llama.data.reading._BATCH_CHARACTERS", 1000)
 
     def kill_a_worker(progress: Progress) -> None:
         for child in multiprocessing.active_children():
@@ -235,4 +200,6 @@ def test_a_worker_that_dies_is_an_error(
         )
     assert caught.value.what == "a tokenizing process died"
     assert "--workers" in caught.value.remedy
+    assert "the same call goes on where this one ended" in caught.value.remedy
     assert contents(tmp_path / "out") == {}
+    assert share_done(tmp_path / "out")

@@ -61,12 +61,12 @@ def check_command(
     """Ask every host what it has, compare, and say what would go wrong; exit 1 for an error."""
     from ds_llama.config import load_run
     from ds_llama.launcher.check.preflight import preflight
-    from ds_llama.launcher.check.reach import srun, ssh
+    from ds_llama.launcher.check.reach import srun
     from ds_llama.launcher.selection import select
 
     hosts = select(_hosts(hostfile, slots, slurm=slurm), include, exclude)
     parsed = None if run is None else load_run(run, *(overrides or []))
-    reach = srun() if slurm else ssh()
+    reach = srun() if slurm else None
     report = preflight(
         hosts, parsed, reach=reach, master_port=master_port or 0, allreduce=allreduce
     )

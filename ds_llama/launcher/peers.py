@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ds_llama.launcher.job import Job
-from ds_llama.launcher.processes import kill_session
+from ds_llama.launcher.processes import allow_open_files, kill_session
 from ds_llama.launcher.transports import pdsh, ssh
 from ds_llama.launcher.wire import LONGEST_BYTES, Message, pack, unpack
 
 _KEPT_LINES = 5
+_OWN_FILES = 200  # of this process, beside three pipes and at most a pidfd a host
 # `node1: ssh exited with exit code 255`, after pdsh's own name and host.
 _PDSH_ENDED = re.compile(r"^pdsh@[^:]+: (?P<host>[^:]+): ssh exited with exit code \d+")
 
@@ -73,6 +74,7 @@ class Calls:
 
     async def open(self, transport: str) -> None:
         """Start whatever starts the agents."""
+        allow_open_files(_OWN_FILES + (1 if transport == "pdsh" else 4) * len(self.peers))
         if transport == "pdsh":
             await self._open_pdsh()
             return

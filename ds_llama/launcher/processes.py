@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 import time
@@ -17,18 +18,40 @@ from types import FrameType
 
 import psutil
 
+from ds_llama.errors import MachineError
+
 _POLL_S = 0.05
+
+
+def allow_open_files(count: int) -> None:
+    """Raise this process's limit to `count`, where it is lower: 1024 by default, and a host takes
+    three. Raises MachineError where the system does not let it be raised so far."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= count:
+        return
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise MachineError(
+            f"{count} files have to be open at once, and {hard} may be",
+            where="ulimit -Hn",
+            remedy="raise it in /etc/security/limits.conf, or give --launcher pdsh --no-check, "
+            "which takes one for each host",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
 
 
 @contextmanager
 def handling(
     signums: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:
-    """`handler` for these signals within; nothing outside the main thread, which alone may."""
+    """`handler` for these signals within; nothing outside the main thread, which alone may.
+
+    SIGHUP stays ignored where it is: under nohup.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, handler) for signum in signums}
+    taken = [s for s in signums if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    before = {signum: signal.signal(signum, handler) for signum in taken}
     try:
         yield
     finally:

@@ -56,8 +56,9 @@ def train(
     lines = [f"node{host} slots={slots}\n" for host, slots in hosts]
     (folder / f"{name}.hosts").write_text("".join(lines))
     env = {"PYTHONPATH": str(REPOSITORY), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    env["DS_LLAMA_CHECK_S"] = "60"
     command = ("-m", "ds_llama", "train", f"{name}.json", "--hostfile", f"{name}.hosts", *words)
-    done = cluster.run(0, sys.executable, *command, env=env, cwd=folder, timeout_s=120)
+    done = cluster.run(0, sys.executable, *command, env=env, cwd=folder, timeout_s=600)
     assert done.returncode == 0, done.stdout + done.stderr
     found = curve(folder / name)
     assert len(found) == STEPS

@@ -53,16 +53,17 @@ class Trial:
     def ranks(self) -> list[psutil.Process]:
         """Its living ranks, that of the first node first."""
         found = self.cluster.processes(f"{self.name}.json")
-        tasks = [process for process in found if "train" in process.cmdline()]
+        tasks = [process for process in found if "train" in process.info["cmdline"]]
+        pythons = (p for p in tasks if Path(p.info["exe"] or "").name.startswith("python"))
         return sorted(
-            (process for process in tasks if Path(process.exe()).name.startswith("python")),
-            key=lambda process: int(process.environ()["SLURM_PROCID"]),
+            (process for process in pythons if process.info["environ"]),
+            key=lambda process: int(process.info["environ"]["SLURM_PROCID"]),
         )
 
     def sruns(self) -> list[psutil.Process]:
         """srun, which is two processes."""
         found = self.cluster.processes(f"{self.name}.json")
-        return [process for process in found if process.name() == "srun"]
+        return [process for process in found if process.info["name"] == "srun"]
 
 
 def _kill_a_rank(trial: Trial) -> None:
@@ -87,11 +88,11 @@ def _announce(trial: Trial) -> None:
 
 
 def _crash(trial: Trial) -> None:
-    trial.cluster.crash(trial.ranks()[1].environ()["SLURMD_NODENAME"])
+    trial.cluster.crash(trial.ranks()[1].info["environ"]["SLURMD_NODENAME"])
 
 
 def _crash_first(trial: Trial) -> None:
-    trial.cluster.crash(trial.ranks()[0].environ()["SLURMD_NODENAME"])
+    trial.cluster.crash(trial.ranks()[0].info["environ"]["SLURMD_NODENAME"])
 
 
 def _nothing(trial: Trial) -> None:
@@ -207,7 +208,7 @@ def main() -> int:
                 continue
             with tempfile.TemporaryDirectory(prefix="ds-llama-slurm-") as folder:
                 Path(folder).chmod(0o755)
-                with SlurmCluster(3, Path(folder) / "c") as cluster:
+                with SlurmCluster(3, Path(folder) / "c", silent_s=10) as cluster:
                     runs = Runs(cluster, Path(folder))
                     runs.prepare()
                     well.append(trial(runs, name))

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,8 @@ facts = {"argv": sys.argv[1:], "env": dict(os.environ), "host": os.uname().noden
 (folder / f"{rank}.part").write_text(json.dumps(facts))
 (folder / f"{rank}.part").rename(folder / f"{rank}.json")
 print(f"rank {rank} is up", flush=True)
-for _ in range(2400):
+while not (folder / f"do-{rank}").exists():
     time.sleep(0.05)
-    if (folder / f"do-{rank}").exists():
-        break
 word, _, value = (folder / f"do-{rank}").read_text().partition(" ")
 if word == "finish":
     report_finished()
@@ -45,7 +44,7 @@ elif word == "signal":
 elif word == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (folder / f"deaf-{rank}").touch()
-    time.sleep(120)
+    time.sleep(3600)
 """
 
 TOP = """
@@ -86,7 +85,7 @@ class Launched:
             words = (sys.executable, "top.py", json.dumps(given))
             self.top = cluster.start(0, *words, env=env, cwd=folder, stdout=out, stderr=err)
 
-    def wait_until_up(self, seconds: float = 60.0) -> None:
+    def wait_until_up(self, seconds: float = 120.0) -> None:
         """Every rank has begun."""
         self.wait(lambda: all((self.folder / f"{r}.json").exists() for r in self.ranks), seconds)
 
@@ -123,7 +122,7 @@ class Launched:
         """To the launcher."""
         self.cluster.signal(self.top, signum)
 
-    def end(self, seconds: float = 30.0) -> int:
+    def end(self, seconds: float = 120.0) -> int:
         """The launcher's exit code, within so many seconds; nothing of the launch is left then."""
         self.wait(lambda: self.top.poll() is not None, seconds)
         self.wait(lambda: not self.left(), seconds)
@@ -134,7 +133,7 @@ class Launched:
         """However a test went, its launcher ends."""
         if self.top.poll() is None:
             self.signal(signal.SIGKILL)
-            self.top.wait(10)
+            self.top.wait(100)
 
     def left(self) -> list[psutil.Process]:
         """What lives of the launch, on all hosts."""
@@ -161,7 +160,8 @@ class Launched:
 
 
 def kill(processes: Sequence[psutil.Process], signum: int = signal.SIGKILL) -> None:
-    """Send a signal to processes, of which there must be some."""
+    """Send a signal to processes, of which there must be some; one may have ended since."""
     assert processes
     for process in processes:
-        process.send_signal(signum)
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signum)

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +33,7 @@ _PATH = ":".join(
 )
 _DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 _SPACES = ("--mount", "--net", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
-_BOOT_S = 20.0
+_BOOT_S = 200.0  # half a second where nothing else runs
 
 # cred_expire: a requeued job waits for as long as its credentials are good, 120 s by default.
 _CONF = """\
@@ -62,8 +63,9 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5
-SlurmctldTimeout=30
-SlurmdTimeout=10
+SlurmctldTimeout=300
+SlurmdTimeout={silent_s}
+MessageTimeout={patience_s}
 GresTypes=gpu
 NodeName=n[0-{last}] NodeAddr=10.99.0.[10-{last_address}] CPUs=2 RealMemory=2000 Gres=gpu:2
 PartitionName=main Nodes=n[0-{last}] Default=YES MaxTime=INFINITE State=UP
@@ -116,10 +118,13 @@ def missing() -> str | None:
 
 
 class SlurmCluster:
-    """`count` nodes n0, n1, …, of two CPUs each; a context manager."""
+    """`count` nodes n0, n1, …, of two CPUs each; a context manager.
 
-    def __init__(self, count: int, folder: Path) -> None:
-        self.count, self.folder = count, folder
+    silent_s: after which Slurm takes a node for dead; one on a busy machine is only late.
+    """
+
+    def __init__(self, count: int, folder: Path, silent_s: int = 120) -> None:
+        self.count, self.folder, self._silent_s = count, folder, silent_s
         self._box: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> SlurmCluster:
@@ -143,8 +148,9 @@ class SlurmCluster:
     def close(self) -> None:
         """End every process of the cluster."""
         if self._box is not None:
-            for first in psutil.Process(self._box.pid).children():
-                first.kill()  # pid 1 takes the rest along
+            with suppress(psutil.NoSuchProcess):
+                for first in psutil.Process(self._box.pid).children():
+                    first.kill()  # pid 1 takes the rest along
             self._box.kill()
             self._box.wait()
             self._box = None
@@ -170,7 +176,7 @@ class SlurmCluster:
         self,
         *words: str,
         env: Mapping[str, str] | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float = 200.0,
         **settings: Any,
     ) -> subprocess.CompletedProcess[str]:
         """As `start`, to the end, with stdout and stderr; raises subprocess.TimeoutExpired."""
@@ -179,8 +185,9 @@ class SlurmCluster:
         try:
             out, err = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            for command in psutil.Process(process.pid).children(recursive=True):
-                command.kill()
+            with suppress(psutil.NoSuchProcess):
+                for command in psutil.Process(process.pid).children(recursive=True):
+                    command.kill()
             process.kill()
             process.communicate()
             raise
@@ -197,7 +204,7 @@ class SlurmCluster:
         words = self.ask("scontrol", "show", "job", job, "--oneliner").split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def wait_for(self, job: str, *states: str, timeout_s: float = 30.0) -> dict[str, str]:
+    def wait_for(self, job: str, *states: str, timeout_s: float = 200.0) -> dict[str, str]:
         """Until the job is in one of these states."""
         wait(
             lambda: self.state(job)["JobState"] in states,
@@ -211,22 +218,25 @@ class SlurmCluster:
         """End every job, and wait until the nodes are free of them."""
         self.ask("scancel", "--user=root", "--signal=KILL", "--full")
         self.ask("scancel", "--user=root")
-        wait(lambda: not self.ask("squeue", "--noheader"), 30.0, what="an empty queue")
+        wait(lambda: not self.ask("squeue", "--noheader"), 200.0, what="an empty queue")
 
     def crash(self, node: str) -> None:
         """Every process of the node dies at once, its slurmd first."""
         self.ask("kill", "-KILL", (self.folder / f"{node}.pid").read_text().strip())
 
     def processes(self, word: str) -> list[psutil.Process]:
-        """Living processes of the cluster with this word on their command line."""
+        """Living processes of the cluster with this word on their command line.
+
+        `info` has what `as_dict` says of each as it was seen: it may have ended since.
+        """
         assert self._box is not None
         found = []
         for process in psutil.Process(self._box.pid).children(recursive=True):
-            try:
-                if word in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            with suppress(psutil.Error):
+                process.info = process.as_dict(["cmdline", "environ", "exe", "name", "status"])
+                is_over = process.info["status"] == psutil.STATUS_ZOMBIE
+                if word in (process.info["cmdline"] or []) and not is_over:
                     found.append(process)
-            except psutil.Error:
-                continue
         return found
 
     def _write_files(self) -> None:
@@ -234,6 +244,7 @@ class SlurmCluster:
             (self.folder / name).mkdir(parents=True)
         last = self.count - 1
         settings = {"folder": self.folder, "last": last, "last_address": 10 + last}
+        settings |= {"silent_s": self._silent_s, "patience_s": min(60, self._silent_s)}
         (self.folder / "slurm.conf").write_text(_CONF.format(**settings))
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=autodetect\n")
         for device in range(2):

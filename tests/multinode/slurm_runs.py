@@ -26,6 +26,7 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "DS_ACCELERATOR": "cpu",
     "WANDB_MODE": "offline",
+    "DS_LLAMA_CHECK_S": "60",
     "TORCH_EXTENSIONS_DIR": _EXTENSIONS,
 }
 _MODEL = {
@@ -91,7 +92,7 @@ class Runs:
         path = self.folder / "runs" / name
         return kill.curve(path) if (path / "metrics.jsonl").exists() else []
 
-    def wait_for_steps(self, name: str, steps: int, timeout_s: float = 120.0) -> None:
+    def wait_for_steps(self, name: str, steps: int, timeout_s: float = 600.0) -> None:
         """Until the run has made so many steps."""
         wait(lambda: len(self.curve(name)) >= steps, timeout_s, what=f"step {steps} of {name}")
 

@@ -9,20 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.multinode.cluster import Cluster
 
-pytestmark = pytest.mark.timeout(60)
-# The check itself; the command imports pydantic and rich before it, on a machine that may be busy.
-LIMIT_S = 10.0
-
-
+pytestmark = pytest.mark.timeout(400)
 DRIVER = """
 import contextlib, io, json, os, sys
 from ds_llama.cli.main import main
@@ -39,7 +36,10 @@ from ds_llama.launcher.check.admit import unfit
 from ds_llama.launcher.hostfile import Host
 print(unfit([Host("node0", 1), Host("node1", 1)], None))
 """
+# A second, where nothing else runs: the 10 s of a check are for hosts that do not stand on one.
+WITHIN_S = 40.0
 ENV = {"PYTHONPATH": str(Path(__file__).parents[2]), "DS_ACCELERATOR": "cpu"}
+ENV["DS_LLAMA_CHECK_S"] = str(WITHIN_S)
 EXTENSIONS = {"TORCH_EXTENSIONS_DIR": os.path.expanduser("~/.cache/torch_extensions")}
 
 Check = Callable[..., tuple[int, dict[str, Any]]]
@@ -54,10 +54,14 @@ def check(cluster: Cluster) -> Iterator[Check]:
     driver = cluster.start(0, sys.executable, "-c", DRIVER, env=ENV, **pipes)
 
     def run(
-        *words: str, env: dict[str, str] | None = None, running: int = 0
+        *words: str,
+        env: dict[str, str] | None = None,
+        running: int = 0,
+        within_s: float = WITHIN_S,
     ) -> tuple[int, dict[str, Any]]:
         options = ("--hostfile", "hostfile", "--json", "--no-allreduce")
-        asked = {"words": ["launch", "check", *words, *options], "env": env or EXTENSIONS}
+        variables = {**(env or EXTENSIONS), "DS_LLAMA_CHECK_S": str(within_s)}
+        asked = {"words": ["launch", "check", *words, *options], "env": variables}
         assert driver.stdin is not None
         assert driver.stdout is not None
         driver.stdin.write(json.dumps(asked) + "\n")
@@ -65,14 +69,29 @@ def check(cluster: Cluster) -> Iterator[Check]:
         code, out, err = json.loads(driver.stdout.readline())
         assert err == ""
         document: dict[str, Any] = json.loads(out)  # nothing else is printed there
-        assert document["took_s"] < LIMIT_S
-        # the probes are gone
-        there = [each for host in range(3) for each in cluster.processes(host)]
-        assert len(there) == running + 1
+        assert document["took_s"] < within_s
+        until(lambda: sum(len(cluster.processes(host)) for host in range(3)) == running + 1)
         return code, document
 
     with driver:  # ends with its stdin
         yield run
+
+
+def until(true: Callable[[], bool], limit_s: float = 60.0) -> None:
+    """Wait; a check's probes, for one, end by themselves when it has ended."""
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def has_open(cluster: Cluster, host: int, path: Path) -> bool:
+    """Whether a process of the host has that file open."""
+    for process in cluster.processes(host):
+        with suppress(psutil.Error):
+            if str(path) in [file.path for file in process.open_files()]:
+                return True
+    return False
 
 
 def each_of(document: dict[str, Any], *hosts: str) -> list[dict[str, str]]:
@@ -142,7 +161,7 @@ def test_silent_hosts(cluster: Cluster, check: Check) -> None:
     cluster.link(1, "down")
     os.kill(cluster.pid(2), signal.SIGSTOP)
     try:
-        code, document = check()
+        code, document = check(within_s=20.0)
     finally:
         os.kill(cluster.pid(2), signal.SIGCONT)
         cluster.link(1, "up")
@@ -209,6 +228,7 @@ def test_a_build_that_was_killed(cluster: Cluster, check: Check, tmp_path: Path)
     assert {(each["code"], each["severity"]) for each in problems} == {("stale-lock", "warning")}
     assert code == 0
     with running(cluster, 1, "tail", "-f", str(lock)):
+        until(lambda: has_open(cluster, 1, lock))
         assert check(env=env, running=1)[1]["problems"] == []  # somebody is building
 
 
@@ -237,11 +257,9 @@ def test_a_run(cluster: Cluster, check: Check, tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken(cluster: Cluster, check: Check) -> None:
-    server = "import socket, time; s = socket.create_server(('', 29500)); time.sleep(50)"
+    server = "import socket, time; s = socket.create_server(('', 29500)); time.sleep(600)"
     with running(cluster, 0, sys.executable, "-c", server):
-        deadline = time.monotonic() + 10
-        while not cluster.run(0, "ss", "-ltnH", "sport = :29500").stdout:
-            assert time.monotonic() < deadline
+        until(lambda: bool(cluster.run(0, "ss", "-ltnH", "sport = :29500").stdout))
         code, document = check("--master-port", "29500", running=1)
     [problem] = each_of(document, "node0")
     assert (code, problem["code"]) == (1, "port")
@@ -259,7 +277,7 @@ def test_two_hosts_that_do_not_reach_each_other(cluster: Cluster, check: Check) 
     assert (code, there["code"], back["code"]) == (1, "no-way", "no-way")
     assert there["message"].startswith("it does not get through to node2 (port ")
     assert there["message"].endswith(": no route to host")
-    assert back["message"].endswith(": no answer within 1.5 s")
+    assert back["message"].endswith(": no answer within 6 s")
 
 
 def test_a_person_gets_a_table(cluster: Cluster, check: Check) -> None:
@@ -280,16 +298,13 @@ def test_all_ranks_add_up(cluster: Cluster, check: Check) -> None:
     """A real all-reduce, by the way on which a training starts its ranks."""
     cluster.write_hostfile([1, 1], "two")
     words = ("-m", "ds_llama", "launch", "check", "--hostfile", "two", "--json")
-    for _ in range(2):  # on a machine that others use, too, 20 s may be too few
-        done = cluster.run(0, sys.executable, *words, env={**ENV, "OMP_NUM_THREADS": "1"})
-        document = json.loads(done.stdout)
-        found = document["allreduce"]
-        if found is None or "no result within" not in found.get("error", ""):
-            break
+    done = cluster.run(0, sys.executable, *words, env={**ENV, "OMP_NUM_THREADS": "1"})
+    document = json.loads(done.stdout)
+    found = document["allreduce"]
     assert (done.returncode, document["problems"], done.stderr) == (0, [], ""), found
     assert (found["ranks"], found["backend"]) == (2, "gloo")
     assert found["interfaces"] == {"node0": "eth0", "node1": "eth0"}
-    assert found["took_s"] < 20
+    assert found["took_s"] < 2 * WITHIN_S
 
 
 def test_train_asks_first(cluster: Cluster) -> None:
@@ -309,8 +324,10 @@ def test_train_asks_first(cluster: Cluster) -> None:
     first, *_ = done.stderr.splitlines()
     assert first.startswith("error: it lets you in with none of your keys")
     assert "where: node1\nremedy: put your key there: ssh-copy-id node1\n" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("2 hosts checked in ")
-    assert done.stderr.endswith(": 1 cannot be used\n")
+    *_, checked, last = done.stderr.splitlines()
+    assert checked.startswith("2 hosts checked in ")
+    assert checked.endswith(": 1 cannot be used")
+    assert last.startswith("nothing is started: there is no spare for what cannot be used (--wait")
     assert not (cluster.folder / "runs/asked").exists()
     words = ("-c", UNFIT)
     done = cluster.run(0, sys.executable, *words, env=ENV)

@@ -15,8 +15,8 @@ import pytest
 
 from tests.multinode.cluster import Cluster, missing
 
-pytestmark = pytest.mark.timeout(60)
-SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=4")
+pytestmark = pytest.mark.timeout(400)
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=30")
 
 HOLDER = """
 import sys, time
@@ -25,7 +25,7 @@ from tests.multinode.cluster import Cluster
 with Cluster(2, Path(sys.argv[1])) as cluster:
     print(*(started.pid for started in cluster._hosts.values()), cluster.pid(0), cluster.pid(1))
     sys.stdout.flush()
-    time.sleep(50)
+    time.sleep(600)
 """
 
 
@@ -33,7 +33,7 @@ def test_hosts_reach_each_other_by_ssh_and_pdsh(cluster: Cluster) -> None:
     done = cluster.run(0, *SSH, "node2", "hostname; echo $HOME; ps -e | wc -l")
     name, home, count = done.stdout.split()
     assert (name, home) == ("node2", f"{cluster.folder}/home"), done.stderr
-    assert int(count) < 12
+    assert int(count) < 20  # sshd, what it has started, and nothing of other hosts
     done = cluster.run(1, "pdsh", "-R", "ssh", "-w", "node0,node2", "hostname")
     assert sorted(done.stdout.splitlines()) == ["node0: node0", "node2: node2"], done.stderr
 
@@ -55,12 +55,12 @@ def test_what_ends_a_host_and_what_cuts_it_off(new_cluster: Callable[[int], Clus
     assert cluster.processes(1) == []
     cluster.link(1, "up")
     began = time.monotonic()
-    with cluster.start(0, *SSH, "node1", "sleep 50", stderr=subprocess.PIPE) as session:
+    with cluster.start(0, *SSH, "node1", "sleep 500", stderr=subprocess.PIPE) as session:
         while not any(process.info["name"] == "sleep" for process in cluster.processes(1)):
-            assert time.monotonic() < began + 10
+            assert time.monotonic() < began + 60
             time.sleep(0.05)
         cluster.crash(1)
-        assert session.wait(5) == 255  # it hears of it
+        assert session.wait(60) == 255  # it hears of it
     cluster.poweroff(1)
     cluster.boot(1)
     assert cluster.run(0, *SSH, "node1", "true").returncode == 0
@@ -68,8 +68,8 @@ def test_what_ends_a_host_and_what_cuts_it_off(new_cluster: Callable[[int], Clus
 
 def test_a_command_that_takes_too_long_ends(cluster: Cluster) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
-        cluster.run(0, "sleep", "50", timeout_s=0.3)
-    assert cluster.processes(0) == []
+        cluster.run(0, "sleep", "500", timeout_s=0.3)
+    assert [process.info["name"] for process in cluster.processes(0)] == []
 
 
 def test_nothing_stays_of_a_cluster_whose_test_was_killed(
@@ -82,7 +82,7 @@ def test_nothing_stays_of_a_cluster_whose_test_was_killed(
         pids = [int(pid) for pid in holder.stdout.readline().split()]
         assert len(pids) == 4
         holder.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while any(psutil.pid_exists(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from ds_llama.launcher.job import Job
 from tests.multinode.cluster import Cluster
 from tests.unit.launcher.test_shown import HOSTILE
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.mark.parametrize("launcher", ["ssh", "pdsh"])

@@ -6,6 +6,7 @@ The ranks do as they are told and compute nothing. The table of all events under
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -13,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from ds_llama.launcher.agent import SAVE_S
 from tests.multinode.cluster import Cluster
 from tests.multinode.launched import Launched, kill
 
-pytestmark = pytest.mark.timeout(120)
+# Limits are for what hangs: ten times what a machine takes that does nothing else, and more.
+pytestmark = pytest.mark.timeout(400)
 NASTY = ["a b", "x;y", 'it\'s "q"', "--", "$HOME", "", "-x", "*", "`id`", "a\nb", "é", "%n", "\\"]
 
 Launch = Callable[..., Launched]
@@ -98,9 +101,10 @@ def test_what_is_between_us_and_a_rank_is_killed(
 ) -> None:
     launched = launch()
     [process] = launched.of(1, "ds_llama.launcher.node")
-    parent = process.parent()
-    assert "ds_llama.launcher.agent" in parent.cmdline()
-    kill([process if victim == "launch.py" else parent])
+    agent = process.parent()  # all three live until then
+    assert agent is not None
+    assert "ds_llama.launcher.agent" in agent.cmdline()
+    kill([process if victim == "launch.py" else agent])
     assert launched.end() == code
     assert launched.last_line.startswith(f"the run failed: {who}, exit code {code}")
 
@@ -111,14 +115,14 @@ def test_a_launcher_that_was_killed_takes_its_ranks_along(launch: Launch) -> Non
     assert launched.end() == 137
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_its_own_run_alone(
     launch: Launch, other: Launched, signum: signal.Signals
 ) -> None:
     launched = launch()
     launched.signal(signum)
     assert launched.end() == 128 + signum
-    assert f"{signum.name}: the ranks save and end; again: at once" in launched.err.read_text()
+    assert f"{signum.name}: the ranks save and end" in launched.err.read_text()
     assert len(other.of(1, "told")) == 3  # launch.py and two ranks
 
 
@@ -126,18 +130,20 @@ def test_a_second_signal_does_not_wait(launch: Launch) -> None:
     launched = launch()
     for rank in launched.ranks:
         launched.tell(rank, "deaf")
-    launched.wait(lambda: all((launched.folder / f"deaf-{r}").exists() for r in (0, 1)), 10)
+    launched.wait(lambda: all((launched.folder / f"deaf-{r}").exists() for r in (0, 1)), 60)
     launched.signal(signal.SIGINT)
-    launched.wait(lambda: "SIGINT: the ranks save" in launched.err.read_text(), 10)
+    launched.wait(lambda: "SIGINT: the ranks save" in launched.err.read_text(), 60)
     launched.signal(signal.SIGINT)
-    assert launched.end(15) == 130
+    assert launched.end(SAVE_S - 5) == 130
 
 
 def test_a_host_that_lets_nobody_in(cluster: Cluster, tmp_path: Path) -> None:
     cluster.refuse_key(2)
-    launched = Launched(cluster, tmp_path / "refused", (1, 1, 1))
-    assert launched.end() == 1
-    cluster.accept_key(2)
+    try:
+        launched = Launched(cluster, tmp_path / "refused", (1, 1, 1))
+        assert launched.end() == 1
+    finally:
+        cluster.accept_key(2)
     text = launched.err.read_text()
     assert "error: node2 cannot be reached: " in text
     assert "Permission denied" in text
@@ -148,13 +154,18 @@ def test_a_host_that_lets_nobody_in(cluster: Cluster, tmp_path: Path) -> None:
 def test_ctrl_c_does_not_wait_for_a_host_that_does_not_answer(
     cluster: Cluster, tmp_path: Path
 ) -> None:
+    """ssh itself would say so after 20 s."""
     cluster.link(2, "down")
-    launched = Launched(cluster, tmp_path / "silent", (1, 1, 1))
-    launched.wait(lambda: any("node2" in p.info["cmdline"] for p in cluster.processes(0)), 20)
-    launched.signal(signal.SIGINT)
-    assert launched.end(12) == 130
-    cluster.link(2, "up")
-    assert "SIGINT: nothing has begun" in launched.err.read_text()
+    try:
+        launched = Launched(cluster, tmp_path / "silent", (1, 1, 1))
+        launched.wait(lambda: any("node2" in p.info["cmdline"] for p in cluster.processes(0)), 100)
+        launched.signal(signal.SIGINT)
+        assert launched.end() == 130
+    finally:
+        cluster.link(2, "up")
+    said = launched.err.read_text()
+    assert "SIGINT: nothing has begun" in said
+    assert "cannot be reached" not in said
 
 
 def test_a_spare_takes_the_place_of_a_host_that_crashed(
@@ -167,8 +178,8 @@ def test_a_spare_takes_the_place_of_a_host_that_crashed(
     launched.wait_until_up()
     assert launched.facts(1)["host"] == "node1"
     hosts.crash(1)
-    launched.wait(lambda: launched.facts(1)["host"] == "node2", 40)
-    launched.wait(lambda: launched.facts(0)["argv"][-1] == "again", 10)
+    launched.wait(lambda: launched.facts(1)["host"] == "node2", 200)
+    launched.wait(lambda: launched.facts(0)["argv"][-1] == "again", 100)
     launched.tell_all("finish")
     assert launched.end() == 0
     assert "error: node1 closed the connection: " in launched.err.read_text()
@@ -178,10 +189,10 @@ def test_a_spare_takes_the_place_of_a_host_that_crashed(
 def test_the_other_run_has_lived(other: Launched, cluster: Cluster) -> None:
     """And its arguments had arrived, through every shell, as they were given."""
     other.signal(signal.SIGTSTP)
-    other.wait(lambda: "Ctrl-Z does nothing" in other.err.read_text(), 10)
+    other.wait(lambda: "Ctrl-Z does nothing" in other.err.read_text(), 60)
     other.tell_all("finish")
     assert other.end() == 0
-    other.wait(lambda: not any(map(cluster.processes, range(cluster.count))), 10)
+    other.wait(lambda: not any(map(cluster.processes, range(cluster.count))), 60)
     assert other.out.read_text() == "rank 0 is up\n"
     for rank, host in enumerate(("node0", "node1", "node1")):
         facts = other.facts(rank)
@@ -198,6 +209,9 @@ def test_the_other_run_has_lived(other: Launched, cluster: Cluster) -> None:
 
 def test_a_host_that_is_silent_for_15_seconds(cut_off: Launched) -> None:
     """Its ranks have ended too, by themselves: nobody could tell them."""
-    assert cut_off.end(40) == 1
-    assert "error: node1 has been silent for 15 s" in cut_off.err.read_text()
+    assert cut_off.end() == 1
+    said = cut_off.err.read_text()  # where we are late, ssh itself is first
+    assert re.search(
+        "error: node1 (has been silent for 15 s|closed the connection: .*Timeout,)", said
+    )
     assert cut_off.last_line.startswith("the run failed: node1, exit code 1")

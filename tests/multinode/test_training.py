@@ -9,7 +9,7 @@ import pytest
 from tests.campaigns.multinode_losses import train
 from tests.multinode.cluster import Cluster
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(1300)
 
 
 def test_two_hosts_with_uneven_slots_give_the_losses_of_one(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ds_llama.launcher import slurm
+from ds_llama.launcher.check.limits import Limits
 from ds_llama.launcher.environment import has_device
 from ds_llama.launcher.marks import report_finished
 from ds_llama.launcher.orphan import die_with_parent
@@ -27,7 +28,6 @@ LOGS = "ds-llama-check-"  # what the ranks of one check print; of older ones, no
 _OLD_S = 3600.0
 _ELEMENTS = 2**20  # 4 MiB of fp32: more than latency, and no time at all on a slow link
 _ROUNDS = 5
-_JOIN_S = 15
 
 
 def main(mark: str) -> None:
@@ -44,7 +44,7 @@ def main(mark: str) -> None:
         torch.cuda.set_device(device)
     backend = "gloo" if device.type == "cpu" else "nccl"
     imported_s = time.monotonic() - began
-    dist.init_process_group(backend, timeout=timedelta(seconds=_JOIN_S))
+    dist.init_process_group(backend, timeout=timedelta(seconds=Limits.of(os.environ).join_s))
     rank, ranks = dist.get_rank(), dist.get_world_size()
     took = []
     for _ in range(_ROUNDS):

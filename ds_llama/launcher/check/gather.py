@@ -3,6 +3,8 @@
 0 s     ssh to every host; each is asked what it has
 6.5 s   whoever has not told is a fault; the others are asked for their way to each other
 9 s     likewise; all connections end
+
+as `limits` has it, of 10 s in all.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ from typing import Any
 
 from ds_llama.launcher.check import answers
 from ds_llama.launcher.check.answers import BadAnswer, Facts, Heard, Pairs
+from ds_llama.launcher.check.limits import Limits
 from ds_llama.launcher.check.reach import Fault, Reach
 from ds_llama.launcher.check.session import Failed, Session, program
 from ds_llama.launcher.hostfile import Host
+from ds_llama.launcher.processes import allow_open_files
 
-FACTS_BY_S = 6.5
-PAIRS_BY_S = 9.0
-_PAIR_S = 1.5  # a way that takes longer is none
+_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,28 @@ class Inquiry:
     port: int = 0
 
 
-def gather(hosts: Sequence[Host], reach: Reach, inquiry: Inquiry) -> list[Heard]:
-    """What each host says, in their order; at most 10 s."""
-    return asyncio.run(_gather(hosts, reach, inquiry))
+def gather(
+    hosts: Sequence[Host], reach: Reach, inquiry: Inquiry, limits: Limits = _LIMITS
+) -> list[Heard]:
+    """What each host says, in their order, within the limits."""
+    return asyncio.run(_gather(hosts, reach, inquiry, limits))
 
 
-async def _gather(hosts: Sequence[Host], reach: Reach, inquiry: Inquiry) -> list[Heard]:
+async def _gather(
+    hosts: Sequence[Host], reach: Reach, inquiry: Inquiry, limits: Limits
+) -> list[Heard]:
+    allow_open_files(200 + 4 * len(hosts))  # three pipes each, and at most a pidfd
     token = secrets.token_hex(8)
-    talks = [_Talk(host, reach, inquiry, token, first=not i) for i, host in enumerate(hosts)]
+    talks = [
+        _Talk(host, reach, inquiry, limits, token, first=not i) for i, host in enumerate(hosts)
+    ]
     try:
-        await asyncio.gather(*(talk.within(talk.facts(), FACTS_BY_S) for talk in talks))
+        await asyncio.gather(*(talk.within(talk.facts(), limits.facts_s) for talk in talks))
         well = [talk for talk in talks if talk.is_well]
         targets = [talk.target for talk in well]
         marker = talks[0].marker
         await asyncio.gather(
-            *(talk.within(talk.pairs(targets, marker), PAIRS_BY_S) for talk in well)
+            *(talk.within(talk.pairs(targets, marker), limits.pairs_s) for talk in well)
         )
     finally:
         await asyncio.gather(*(talk.session.close() for talk in talks))
@@ -67,11 +76,19 @@ class _Talk:
     """One host through both phases; `heard` grows."""
 
     def __init__(
-        self, host: Host, reach: Reach, inquiry: Inquiry, token: str, *, first: bool
+        self,
+        host: Host,
+        reach: Reach,
+        inquiry: Inquiry,
+        limits: Limits,
+        token: str,
+        *,
+        first: bool,
     ) -> None:
         self.heard = Heard(host)
         self.session = Session(host, reach, inquiry.python, f"ds-llama-{token}")
         self._inquiry, self._token, self._first = inquiry, token, first
+        self._limits = limits
         self._began = time.monotonic()
 
     @property
@@ -123,7 +140,7 @@ class _Talk:
             "ask": "pairs",
             "targets": others,
             "token": self._token,
-            "timeout_s": _PAIR_S,
+            "timeout_s": self._limits.pair_s,
             "marker": None if self._first else marker,
         }
         pairs = answers.parse(Pairs, await self.session.ask(request))

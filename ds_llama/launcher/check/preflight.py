@@ -16,6 +16,7 @@ from ds_llama.launcher.check import findings, together
 from ds_llama.launcher.check.answers import Heard
 from ds_llama.launcher.check.findings import Expected
 from ds_llama.launcher.check.gather import Inquiry, gather
+from ds_llama.launcher.check.limits import Limits
 from ds_llama.launcher.check.probe import facts as here
 from ds_llama.launcher.check.problems import ALL, Problem
 from ds_llama.launcher.check.reach import Reach, ssh
@@ -67,7 +68,8 @@ def preflight(
 ) -> Report:
     """Ask all of `hosts` at once, at most 10 s, and judge what they say. Nothing is changed there.
 
-    allreduce: where nothing is an error, have all ranks add up, at most 20 s more.
+    allreduce: where nothing is an error, have all ranks add up, at most 20 s more. DS_LLAMA_CHECK_S
+    in `environ` is taken in the place of the 10 s, and twice that in the place of the 20 s.
 
     run: compared with what it needs, too. reach: how a program is run on a host; over ssh when not
     given. master_port: must be free on the first host; 0 when any will do. Raises ConfigErrors when
@@ -78,8 +80,9 @@ def preflight(
     wanted = None if run is None else wants(run)
     inquiry = _inquiry(python, env, wanted, master_port)
     began = time.monotonic()
-    reach = reach or ssh()
-    heard = gather(hosts, reach, inquiry)
+    limits = Limits.of(environ)
+    reach = reach or ssh(limits=limits)
+    heard = gather(hosts, reach, inquiry, limits)
     took_s = time.monotonic() - began
     on_cpu = env.get("DS_ACCELERATOR") == "cpu" or findings.on_cpu(heard)
     expected = _expected(inquiry, env, wanted, on_cpu=on_cpu)
@@ -87,14 +90,16 @@ def preflight(
         ranks = sum(host.slots for host in hosts)
         expected = replace(expected, need=need(run, ranks, "cpu" if on_cpu else "cuda"))
     report = Report(tuple(heard), tuple(findings.problems(heard, expected)), took_s)
-    return _together(report, hosts, reach, python) if allreduce and report.ok else report
+    return _together(report, hosts, reach, python, limits) if allreduce and report.ok else report
 
 
-def _together(report: Report, hosts: Sequence[Host], reach: Reach, python: str) -> Report:
+def _together(
+    report: Report, hosts: Sequence[Host], reach: Reach, python: str, limits: Limits
+) -> Report:
     argv: Sequence[str] = together.RUNNER
     if reach.all_ranks is not None:
         argv = reach.all_ranks(hosts, (python, "-m", together.MODULE))
-    found = together.add_up(hosts, argv=argv)
+    found = together.add_up(hosts, argv=argv, limit_s=limits.allreduce_s)
     problems = report.problems
     if not found["ok"]:
         message = f"the ranks do not add up: {found['error']}"

@@ -7,15 +7,18 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from ds_llama.launcher.check.limits import Limits
 from ds_llama.launcher.hostfile import Host
 
-CONNECT_S = 4
+_LIMITS = Limits()
+
 # Nothing of the user's is changed or used up: no entry in known_hosts, no shared or forwarded
 # connection. The words of errors are those of LC_ALL=C, and are printed whatever LogLevel is set.
 SSH = (
     *("ssh", "-T", "-a", "-x"),
-    *("-oBatchMode=yes", f"-oConnectTimeout={CONNECT_S}", "-oConnectionAttempts=1"),
+    *("-oBatchMode=yes", "-oConnectionAttempts=1"),
     *("-oUpdateHostKeys=no", "-oControlPath=none", "-oClearAllForwardings=yes"),
     *("-oLogLevel=ERROR", "-oServerAliveInterval=2", "-oServerAliveCountMax=3"),
 )
@@ -73,13 +76,14 @@ class Reach:
         return self.explain(host, stderr)
 
 
-def ssh(options: Sequence[str] = ()) -> Reach:
+def ssh(options: Sequence[str] = (), limits: Limits = _LIMITS) -> Reach:
     """Over ssh, as the launch goes; the host's shell gets one quoted line."""
+    connect = f"-oConnectTimeout={limits.connect_s}"
 
     def words(host: str, remote: Sequence[str]) -> list[str]:
-        return [*SSH, *options, "--", host, shlex.join(remote)]
+        return [*SSH, connect, *options, "--", host, shlex.join(remote)]
 
-    return Reach(words, _ssh_fault)
+    return Reach(words, partial(_ssh_fault, connect_s=limits.connect_s))
 
 
 def srun() -> Reach:
@@ -125,7 +129,7 @@ _SSH_FAULTS = (
     (
         "[Cc]onnection timed out|Operation timed out|Timeout, server",
         "ssh-timeout",
-        f"it does not answer ssh within {CONNECT_S} s",
+        "it does not answer ssh within {connect_s} s",
         "see whether the host is up and no firewall is between, or take it out of the hostfile",
     ),
     (
@@ -173,11 +177,13 @@ _SSH_FAULTS = (
 )
 
 
-def _ssh_fault(host: str, stderr: str) -> Fault:
+def _ssh_fault(host: str, stderr: str, connect_s: int) -> Fault:
     for pattern, code, message, remedy in _SSH_FAULTS:
         if found := re.search(f"^.*(?:{pattern}).*$", stderr, re.MULTILINE):
             line = found[0].strip()[:200]
-            return Fault(code, message.format(line=line), remedy.format(host=host))
+            return Fault(
+                code, message.format(line=line, connect_s=connect_s), remedy.format(host=host)
+            )
     return Fault("ssh-failed", _last(stderr), f"see what `ssh {host} true` says")
 
 

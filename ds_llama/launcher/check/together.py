@@ -23,13 +23,12 @@ from ds_llama.launcher.check.allreduce import LOGS
 from ds_llama.launcher.hostfile import Host
 from ds_llama.launcher.processes import kill_session
 
-LIMIT_S = 20.0
 MODULE = "ds_llama.launcher.check.allreduce"
 RUNNER = (sys.executable, "-m", "ds_llama.launcher.check.together")
 
 
 def add_up(
-    hosts: Sequence[Host], *, argv: Sequence[str] = RUNNER, limit_s: float = LIMIT_S
+    hosts: Sequence[Host], *, argv: Sequence[str] = RUNNER, limit_s: float
 ) -> dict[str, Any]:
     """What rank 0 measured, with `ok` and `took_s`; `error` says why there is nothing.
 

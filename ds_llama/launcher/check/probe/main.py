@@ -21,7 +21,7 @@ from typing import Any
 
 from ds_llama.launcher.check.probe import facts, network
 
-_LIFE_S = 30
+_LIFE_S = 120  # whoever asks is gone before
 
 
 class Probe:

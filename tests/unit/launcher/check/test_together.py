@@ -27,7 +27,7 @@ ROW = {
 READS = "import json, sys, time; hosts = json.load(sys.stdin); mark = sys.argv[1]; "
 
 
-def started(code: str, limit_s: float = 10.0) -> dict[str, object]:
+def started(code: str, limit_s: float = 60.0) -> dict[str, object]:
     return add_up(HOSTS, argv=(sys.executable, "-c", READS + code), limit_s=limit_s)
 
 
@@ -60,9 +60,9 @@ def test_why_there_is_nothing(code: str, error: str) -> None:
 
 def test_the_limit_is_kept() -> None:
     began = time.monotonic()
-    found = started("time.sleep(60)", 0.5)
+    found = started("time.sleep(600)", 0.5)
     assert found == {"ok": False, "took_s": 0.5, "error": "there is no result within 0.5 s"}
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_srun_has_one_task_a_rank() -> None:

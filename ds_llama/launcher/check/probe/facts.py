@@ -122,7 +122,10 @@ def devices() -> "list[dict[str, object]]":
         return [{"name": name} for name in names]
     found = []
     for line in text.splitlines():
-        name, driver, total, used = [word.strip() for word in line.rsplit(",", 3)]
+        words = [word.strip() for word in line.rsplit(",", 3)]
+        if len(words) != 4:  # "No devices were found"
+            continue
+        name, driver, total, used = words
         row = {"name": name, "driver": driver}  # type: dict[str, object]
         if total.isdigit() and used.isdigit():
             row["total_bytes"], row["used_bytes"] = int(total) * 2**20, int(used) * 2**20

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ds_llama.errors import CallError
+from ds_llama.units import parse_duration
+
 if TYPE_CHECKING:
     from ds_llama.config.run import Run
 
@@ -51,6 +54,10 @@ def command(
     check: Annotated[
         bool, typer.Option(help="Ask the hosts first, as `ds-llama launch check` does.")
     ] = True,
+    wait_for_hosts: Annotated[
+        str | None,
+        typer.Option(help="Where too few hosts can be used and none is spare, ask on: 10m"),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the commands, one a line; start nothing.")
     ] = False,
@@ -87,11 +94,24 @@ def command(
             restarts=restarts,
             again=[*words, again.value],
             check=check,
+            wait_s=_seconds(wait_for_hosts, check=check),
         )
     from ds_llama.trainer.rank import run_rank
 
     state = run_rank(parsed, resume.value)
     return 128 + state.stopped_by if state.stopped_by else 0
+
+
+def _seconds(wait_for_hosts: str | None, *, check: bool) -> float:
+    if wait_for_hosts is None:
+        return 0.0
+    if not check:
+        raise CallError(
+            "hosts that are not asked are not waited for",
+            where="--wait-for-hosts",
+            remedy="leave --no-check away",
+        )
+    return parse_duration(wait_for_hosts, where="--wait-for-hosts")
 
 
 def _is_finished(run: Run, nproc: int, resume: str) -> bool:

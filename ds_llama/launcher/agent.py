@@ -47,7 +47,8 @@ class Agent:
         self._heard = time.monotonic()
         self._job: Job | None = None
         self._ranks: Ranks | None = None
-        self._until = math.inf  # when ranks that were asked to save have had their time
+        self._asked = False  # the ranks to save, which have time until:
+        self._until = math.inf
         self._over = False
 
     def run(self, **hello: Any) -> None:
@@ -77,7 +78,7 @@ class Agent:
             "job": lambda: self._prepare(Job.from_json(content["job"])),
             "prepared": lambda: self._say("ready"),
             "start": self._start,
-            "stop": lambda: self._stop(content["how"]),
+            "stop": lambda: self._stop(content["how"], content["signum"]),
             _GONE: lambda: self._end(END_S),
         }
         if kind in actions:
@@ -126,7 +127,7 @@ class Agent:
             return
         self._forward()
         fallen = self._ranks.fallen()
-        if fallen and self._until == math.inf:
+        if fallen and not self._asked:
             self._say("fallen", failures=[asdict(failure) for failure in fallen])
             self._end(END_S)
         elif self._ranks.launch.poll() is not None or time.monotonic() > self._until:
@@ -137,10 +138,12 @@ class Agent:
         for text in self._ranks.output():
             self._say("out", text=text)
 
-    def _stop(self, how: str) -> None:
+    def _stop(self, how: str, signum: int) -> None:
         if how == "save" and self._ranks is not None and self._ranks.are_up:
-            self._until = time.monotonic() + SAVE_S
-            self._ranks.ask()
+            self._asked = True
+            if signum != signal.SIGUSR1:
+                self._until = time.monotonic() + SAVE_S
+            self._ranks.ask(signum)
         else:
             self._end(0 if how == "kill" else END_S)
 

@@ -1,6 +1,6 @@
 """`python -m ds_llama.launcher.node …`: DeepSpeed's launch.py, which starts and watches ranks.
 
-It takes launch.py's arguments and runs its code. Three things are different:
+It takes launch.py's arguments and runs its code. Four things are different:
 
 - launch.py computes nothing, and yet imports all of deepspeed and torch (two seconds, before the
   first rank starts) for a logger, one function over numactl, and the name of the variable that
@@ -8,6 +8,7 @@ It takes launch.py's arguments and runs its code. Three things are different:
   it is there that variables differ.
 - It looks for the end of a rank once a second, and sleeps once more after the last one. Here it is
   woken (where the system can: not on macOS before Python 3.13).
+- A SIGUSR1 ends it, and with it ranks that were to save. Here it does nothing.
 - It keeps to itself which rank is which process, and which of them ended how. Here both are marks.
 """
 
@@ -17,6 +18,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -36,6 +38,8 @@ def main() -> None:
     """`deepspeed.launcher.launch.main()`, with its exit code."""
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         _spare_the_imports()
+    # What a scheduler sends to every process. The ranks have it as it was: exec undoes handlers.
+    signal.signal(signal.SIGUSR1, lambda signum, frame: None)
     launch: Any = importlib.import_module("deepspeed.launcher.launch")
     launch.subprocess = SimpleNamespace(Popen=_Rank)
     launch.time = SimpleNamespace(**{**vars(time), "sleep": _until_a_rank_ends})

@@ -13,36 +13,35 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import threading
-from contextlib import suppress
-from types import FrameType, ModuleType
+from types import ModuleType
 
 from ds_llama.launcher.addresses import hostname
 from ds_llama.launcher.job import Job
-from ds_llama.launcher.processes import end_session, handling, kill_session
+from ds_llama.launcher.session import Session
 from ds_llama.launcher.supervisor import Outcome
 from ds_llama.launcher.transports import mpich, openmpi
 
 LAUNCHERS: dict[str, ModuleType] = {"openmpi": openmpi, "mpich": mpich}
 SAVE_S = 40.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
 def launch(job: Job, launcher: str) -> Outcome:
     """How the job ended: with the code of its first rank that failed, 128 + n for signal n.
 
-    The first SIGINT or SIGTERM has the ranks save, for which they have 40 s; a second one ends
-    everything at once. mpirun ends when this process does. Raises MachineError without the right
-    mpirun here, and CallError for hosts that it cannot take.
+    The first signal has the ranks save, for which they have 40 s; a second one ends everything at
+    once. SIGUSR1 is no other signal here: they have it as SIGTERM. mpirun ends when this process
+    does. Raises MachineError without the right mpirun here, and CallError for hosts that it cannot
+    take.
     """
     transport = LAUNCHERS[launcher]
     transport.require()
     [argv] = transport.commands(with_master(job))
-    mpirun = _Mpirun(argv, {**os.environ, **transport.environment(job)})
-    code = mpirun.run()
-    return Outcome(code, signum=mpirun.signum)
+    mpirun = Session(argv, {**os.environ, **transport.environment(job)}, _ask, SAVE_S)
+    code = mpirun.run(in_child=_end_with_parent)
+    if mpirun.signum is not None:
+        return Outcome(128 + mpirun.signum, signum=mpirun.signum)
+    return Outcome(128 - code if code < 0 else code)
 
 
 def with_master(job: Job) -> Job:
@@ -55,53 +54,9 @@ def with_master(job: Job) -> Job:
     return job.with_master(address, random.randint(20000, 32000))
 
 
-class _Mpirun:
-    """One child and its session."""
-
-    def __init__(self, argv: list[str], env: dict[str, str]) -> None:
-        self._argv, self._env = argv, env
-        self.signum: int | None = None
-        self._child: subprocess.Popen[bytes] | None = None
-        self._timer = threading.Timer(SAVE_S, self._kill)
-        self._timer.daemon = True
-
-    def run(self) -> int:
-        """Start, wait, clean up; the exit code as a shell would give it."""
-        sys.stdout.flush()
-        with handling(_SIGNALS, self._receive):
-            self._child = subprocess.Popen(
-                self._argv,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
-            try:
-                if self.signum is not None:
-                    self._child.send_signal(signal.SIGUSR1)
-                code = self._child.wait()
-            finally:
-                self._timer.cancel()
-                end_session(self._child.pid)
-                self._child.wait()
-        if self.signum is not None:
-            return 128 + self.signum
-        return 128 - code if code < 0 else code
-
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
-            self._kill()
-            return
-        self.signum = signum
-        self._timer.start()
-        if self._child is not None:
-            # Which mpirun passes on, and `mpi_rank` makes a SIGTERM of.
-            with suppress(OSError):
-                self._child.send_signal(signal.SIGUSR1)
-
-    def _kill(self) -> None:
-        if self._child is not None:
-            kill_session(self._child.pid)
+def _ask(mpirun: subprocess.Popen[bytes], signum: int) -> None:
+    """mpirun passes SIGUSR1 on, and `mpi_rank` makes a SIGTERM of it."""
+    mpirun.send_signal(signal.SIGUSR1)
 
 
 _LIBC = ctypes.CDLL(None)

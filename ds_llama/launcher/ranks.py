@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -99,8 +98,8 @@ class Ranks:
                     self._read_bytes += len(data)
                     yield self._decoder.decode(data)
 
-    def ask(self) -> None:
-        """Have the ranks save and end: SIGTERM, to all of them at once.
+    def ask(self, signum: int) -> None:
+        """Have the ranks save and end, by a signal to all of them at once.
 
         launch.py would ask one after the other, each when the one before has ended.
         """
@@ -108,7 +107,7 @@ class Ranks:
         for rank, pid in marks.started(self._marks).items():
             if rank not in ended:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+                    os.kill(pid, signum)
 
     def end(self, patience_s: float) -> None:
         """End what is left of the session: `patience_s` after it was asked to, by force."""

@@ -18,20 +18,21 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from ds_llama.errors import CallError, RunError
 from ds_llama.launcher import addresses, command, marks, ops, selection, several, shown, slurm
 from ds_llama.launcher import hostfile as hostfiles
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR
-from ds_llama.launcher.processes import end_session, handling, kill_session
+from ds_llama.launcher.processes import kill_session
+from ds_llama.launcher.session import Session
 from ds_llama.launcher.status import exit_code
+from ds_llama.launcher.supervisor import Outcome
 
 if TYPE_CHECKING:
     from ds_llama.config.run import Run
@@ -57,6 +58,7 @@ def launch(
     restarts: int = 0,
     again: Sequence[str] | None = None,
     check: bool = False,
+    wait_s: float = 0.0,
     dry_run: bool = False,
 ) -> int:
     """Run `python -m module arguments…` on every rank; the exit code of the run.
@@ -65,13 +67,14 @@ def launch(
     the code is 124, as timeout(1) has it.
 
     0 only when every rank said that it finished; 128 + n when signal n ended the run or a rank;
-    else the code of the first rank that failed. SIGINT and SIGTERM are passed on once, the ranks
-    have 40 s to save, and a second one ends everything at once. The ops that `run` needs are
-    compiled first.
+    else the code of the first rank that failed. SIGINT, SIGTERM and SIGHUP have the ranks save, for
+    which they have 40 s, and a second one ends everything at once; SIGUSR1 gives them all the time
+    that it takes. The ops that `run` needs are compiled first. After a failure it is started anew,
+    `restarts` times at most, with `again` for arguments.
 
     With `hostfile` they run on its hosts (on `nodes` of those that `include` and `exclude` leave),
-    each under an agent there that `launcher` starts (`several.launch_on`, which has `restarts`,
-    `again` and `check`); `log` and `timeout_s` are for one machine alone, and what ranks print is
+    each under an agent there that `launcher` starts (`several.launch_on`, which has `check` and
+    `wait_s`); `log` and `timeout_s` are for one machine alone, and what ranks print is
     kept in a file for each, on its host. With `dry_run` the commands are printed, and nothing is
     started.
 
@@ -91,7 +94,12 @@ def launch(
             where="--launcher",
             remedy=f"give one of {', '.join(several.LAUNCHERS)}",
         )
-    only = {"include": include, "exclude": exclude, "nodes": nodes, "restarts": restarts or None}
+    only: dict[str, object] = {
+        "include": include,
+        "exclude": exclude,
+        "nodes": nodes,
+        "wait-for-hosts": wait_s or None,
+    }
     given = [f"--{name}" for name, value in only.items() if value is not None]
     if hostfile is None and given:
         raise CallError(
@@ -112,27 +120,39 @@ def launch(
             restarts=restarts,
             again=again,
             check=check,
+            wait_s=wait_s,
             dry_run=dry_run,
         )
     assert nproc is not None
-    env = rank_environment(nproc)
-    argv = command.local(arguments, nproc, env, module)
-    if Path("/sys/class/net/lo").exists():
-        # gloo would look up this host's name, which containers and laptops often cannot.
-        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if dry_run:
+        argv, env = _local(arguments, nproc, module)
         ours = {name: value for name, value in env.items() if os.environ.get(name) != value}
         print(shown.line(argv, ours))
         return 0
     if run is not None:
         kind = run.optimizer.type if run.optimizer is not None else None
         ops.build(ops.needed(run.deepspeed, kind))
-    with tempfile.TemporaryDirectory(prefix="ds-llama-") as folder:
-        env.update({marks.FOLDER: folder, SUPERVISOR: str(os.getpid())})
-        code = _Launch(argv, env, log=log, timeout_s=timeout_s).run()
-        if code == 0:
-            _require_finished(Path(folder), nproc)
-    return code
+
+    def attempt(words: Sequence[str]) -> Outcome:
+        argv, env = _local(words, nproc, module)
+        with tempfile.TemporaryDirectory(prefix="ds-llama-") as folder:
+            env.update({marks.FOLDER: folder, SUPERVISOR: str(os.getpid())})
+            outcome = _run_once(argv, env, log, timeout_s)
+            if outcome.code == 0:
+                _require_finished(Path(folder), nproc)
+        return outcome
+
+    return several.until_done(attempt, arguments, again, restarts)
+
+
+def _local(arguments: Sequence[str], nproc: int, module: str) -> tuple[list[str], dict[str, str]]:
+    """argv and environment of launch.py, with a port of this attempt's own."""
+    env = rank_environment(nproc)
+    argv = command.local(arguments, nproc, env, module)
+    if Path("/sys/class/net/lo").exists():
+        # gloo would look up this host's name, which containers and laptops often cannot.
+        env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return argv, env
 
 
 def _require_finished(folder: Path, world_size: int) -> None:
@@ -145,73 +165,37 @@ def _require_finished(folder: Path, world_size: int) -> None:
         )
 
 
-class _Launch:
-    """One child and its session."""
+def _run_once(
+    argv: Sequence[str], env: dict[str, str], log: Path | None, timeout_s: float | None
+) -> Outcome:
+    """launch.py and its ranks, to the end of all of them."""
+    folder = Path(env[marks.FOLDER])
+    session = Session(argv, env, partial(_ask, folder), PATIENCE_S)
+    with ExitStack() as stack:
+        output = None if log is None else stack.enter_context(log.open("wb"))
+        try:
+            code = session.run(output=output, timeout_s=timeout_s)
+        except subprocess.TimeoutExpired:
+            code = TIMED_OUT
+    signum = session.signum
+    # After SIGUSR1 it is for the ranks to say what they have done.
+    if signum is not None and (signum != signal.SIGUSR1 or not marks.started(folder)):
+        return Outcome(128 + signum, signum=signum)
+    if code < 0:
+        print(f"error: signal {-code} ended the launcher of the ranks", file=sys.stderr)
+    return Outcome(exit_code(code), signum=signum)
 
-    def __init__(
-        self,
-        argv: Sequence[str],
-        env: dict[str, str],
-        *,
-        log: Path | None = None,
-        timeout_s: float | None = None,
-    ) -> None:
-        self._argv, self._env = argv, env
-        self._log, self._timeout_s = log, timeout_s
-        self._signum: int | None = None
-        self._timer = threading.Timer(PATIENCE_S, self._kill)
-        self._timer.daemon = True
 
-    def run(self) -> int:
-        """Start, wait, clean up; the exit code as a shell would give it."""
-        sys.stdout.flush()
-        with handling((signal.SIGINT, signal.SIGTERM), self._receive), self._output() as output:
-            self._child = subprocess.Popen(
-                self._argv,
-                env=self._env,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-            try:
-                if self._signum is not None:
-                    self._pass_on()
-                code = self._child.wait(self._timeout_s)
-            except subprocess.TimeoutExpired:
-                code = TIMED_OUT
-            finally:
-                self._timer.cancel()
-                end_session(self._child.pid)
-                self._child.wait()
-        if self._signum is not None:
-            return 128 + self._signum
-        if code < 0:
-            print(f"error: signal {-code} ended the launcher of the ranks", file=sys.stderr)
-        return exit_code(code)
-
-    @contextmanager
-    def _output(self) -> Iterator[IO[bytes] | None]:
-        """Where the child's words go; None is where ours go."""
-        if self._log is None:
-            yield None
-            return
-        with self._log.open("wb") as file:
-            yield file
-
-    def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum is not None:
-            self._kill()
-            return
-        self._signum = signum
-        self._timer.start()
-        if hasattr(self, "_child"):
-            self._pass_on()
-
-    def _pass_on(self) -> None:
-        """Have the ranks asked to end, by launch.py."""
-        with suppress(OSError):
-            self._child.send_signal(signal.SIGTERM)
-
-    def _kill(self) -> None:
-        kill_session(self._child.pid)
+def _ask(folder: Path, child: subprocess.Popen[bytes], signum: int) -> None:
+    """Have the ranks save and end: by launch.py, which passes SIGTERM on. SIGUSR1 they have from
+    here; where there is no rank yet, there is nothing to save."""
+    if signum != signal.SIGUSR1:
+        child.send_signal(signal.SIGTERM)
+        return
+    ended, started = marks.ended(folder), marks.started(folder)
+    for rank, pid in started.items():
+        if rank not in ended:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signum)
+    if not started:
+        kill_session(child.pid)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ds_llama.errors import CallError
+from ds_llama.errors import CallError, RunError
 from ds_llama.launcher import ops, passthrough, shown
 from ds_llama.launcher.hostfile import Host
 from ds_llama.launcher.job import Job, exported
 from ds_llama.launcher.supervisor import Outcome, Supervisor
+from ds_llama.units import format_duration
 
 if TYPE_CHECKING:
     from ds_llama.config.run import Run
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 LAUNCHERS = ("ssh", "pdsh", "torchrun", *passthrough.LAUNCHERS)
 _PAUSE_S = 3.0
 """Before another attempt: what holds ports, locks and devices has gone by then."""
+_ASK_AGAIN_S, _ASK_AGAIN_MOST_S = 5.0, 60.0
+"""Before hosts that cannot be used are asked once more; twice as long each time."""
 
 
 def launch_on(
@@ -34,6 +37,7 @@ def launch_on(
     restarts: int = 0,
     again: Sequence[str] | None = None,
     check: bool = False,
+    wait_s: float = 0.0,
     dry_run: bool = False,
 ) -> int:
     """The exit code of `python -m module arguments…` on the ranks of `nodes` of the hosts.
@@ -43,28 +47,80 @@ def launch_on(
     wrong (exit code 2) end it at once. Raises CallError when there are fewer hosts than `nodes`.
 
     check: ask the hosts before each attempt (`launcher.check`). What is wrong is printed, and a
-    spare takes the place of a host that cannot be used; exit code 1 when there is none.
+    spare takes the place of a host that cannot be used; exit code 1 when there is none, nor comes
+    back within `wait_s`.
     """
     if dry_run:
         job = job_of(choose(hosts, nodes), arguments, run, module, launcher)
         print("\n".join(shown.lines(job, launcher)))
         return 0
     down: set[str] = set()
-    for attempt in range(restarts + 1):
-        chosen = _fit(hosts, nodes, down, run) if check else choose(hosts, nodes, down)
+
+    def attempt(words: Sequence[str]) -> Outcome | None:
+        chosen = choose(hosts, nodes, down)
+        if check:
+            chosen = _wait_for_fit(hosts, nodes, down, run, wait_s)
         if not chosen:
-            return 1
-        words = arguments if attempt == 0 or again is None else again
+            return None
         outcome = _attempt(job_of(chosen, words, run, module, launcher), launcher)
-        if outcome.code in (0, CallError.exit_code) or outcome.signum is not None:
-            break
         down.update(outcome.lost)
-        if attempt < restarts:
-            left = restarts - attempt - 1
-            print(f"starting again on {_names(choose(hosts, nodes, down))} ({left} left)")
-            sys.stdout.flush()
-            time.sleep(_PAUSE_S)
-    return outcome.code
+        return outcome
+
+    where = lambda: f" on {_names(choose(hosts, nodes, down))}"  # noqa: E731
+    return until_done(attempt, arguments, again, restarts, where)
+
+
+def until_done(
+    attempt: Callable[[Sequence[str]], Outcome | None],
+    arguments: Sequence[str],
+    again: Sequence[str] | None,
+    restarts: int,
+    where: Callable[[], str] = str,
+) -> int:
+    """Attempt with `arguments`, after failures with `again`, `restarts` times at most; the code.
+
+    A signal from outside and a call that is wrong end it at once, and so does an attempt that could
+    not be made (None), which has said why. Raises RunError when the last one does.
+    """
+    left, words = restarts, arguments
+    while True:
+        try:
+            outcome = attempt(words)
+        except RunError as error:
+            if not left:
+                raise
+            print(error, file=sys.stderr)
+            outcome = Outcome(error.exit_code)
+        if outcome is None:
+            return 1
+        is_final = outcome.code in (0, CallError.exit_code) or outcome.signum is not None
+        if is_final or not left:
+            return outcome.code
+        left, words = left - 1, words if again is None else again
+        print(f"starting again{where()} ({left} left)", flush=True)
+        time.sleep(_PAUSE_S)
+
+
+def _wait_for_fit(
+    hosts: Sequence[Host],
+    nodes: int | None,
+    down: Collection[str],
+    run: Run | None,
+    wait_s: float,
+) -> list[Host]:
+    """As `_fit`, asked again and again for `wait_s`: a host that is lost may come back."""
+    deadline, pause_s = time.monotonic() + wait_s, _ASK_AGAIN_S
+    while not (chosen := _fit(hosts, nodes, down, run)):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            why = "there is no spare for what cannot be used"
+            told = f"waited {format_duration(wait_s)}" if wait_s else "--wait-for-hosts 10m waits"
+            print(f"nothing is started: {why} ({told})", file=sys.stderr, flush=True)
+            break
+        print(f"waiting for hosts, {format_duration(left_s)} more", file=sys.stderr, flush=True)
+        time.sleep(min(pause_s, left_s))
+        pause_s = min(2 * pause_s, _ASK_AGAIN_MOST_S)
+    return chosen
 
 
 def _fit(

@@ -29,7 +29,7 @@ HELLO_S = 45.0
 """How long a host may take from the first knock to a running Python."""
 _STOP_S = {"end": END_S + 12.0, "save": SAVE_S + 15.0, "kill": 5.0}
 """What a host may take to say that nothing is left there."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _STAYS = (
     f"Ctrl-Z does nothing: hosts that hear nothing from here for {SILENT_S:g} s end their ranks"
 )
@@ -53,6 +53,7 @@ class Supervisor:
         self._stopping_since: float | None = None
         self._deadline = math.inf
         self._signum: int | None = None
+        self._left_early = False  # a rank, before it had done all
 
     def run(self) -> Outcome:
         """Start, watch, stop; what went wrong is printed."""
@@ -146,6 +147,7 @@ class Supervisor:
             for failure in content["failures"]:
                 self._fail(Failure(**failure))
         elif kind == "ended":
+            self._left_early |= bool(content["unfinished"]) or peer.state != "running"
             self._end(peer, [Failure(**failure) for failure in content["failures"]])
         self._changed.set()
 
@@ -171,17 +173,23 @@ class Supervisor:
 
     def _fail(self, failure: Failure) -> None:
         self._failures.append(failure)
-        if self._stopping_since is None:
+        if self._stopping_since is None or self._is_announced:
             self._stop("end")
 
-    def _stop(self, how: str) -> None:
+    def _stop(self, how: str, signum: int = signal.SIGTERM) -> None:
         now = time.monotonic()
         self._stopping_since = self._stopping_since or now
-        self._deadline = now + _STOP_S[how]
+        announced = how == "save" and signum == signal.SIGUSR1
+        self._deadline = math.inf if announced else now + _STOP_S[how]
         for peer in self._peers:
             if not peer.is_over:
-                peer.say("stop", how=how)
+                peer.say("stop", how=how, signum=signum)
         self._changed.set()
+
+    @property
+    def _is_announced(self) -> bool:
+        """Whether the ranks save and have all the time that it takes."""
+        return self._stopping_since is not None and self._deadline == math.inf
 
     def _catch_signals(self) -> Callable[[], None]:
         if threading.current_thread() is not threading.main_thread():
@@ -203,15 +211,25 @@ class Supervisor:
         return restore
 
     def _receive(self, signum: int) -> None:
-        """The first has the ranks save; the second ends them at once."""
-        if self._stopping_since is not None:
+        """The first has the ranks save; the second ends them at once.
+
+        SIGUSR1 announces an end: it gives all the time that a save takes, and none of it counts as
+        a second one.
+        """
+        if self._is_announced and signum == signal.SIGUSR1:
+            return
+        if self._stopping_since is not None and not self._is_announced:
             self._stop("kill")
             return
-        self._signum = signum
+        self._signum = self._signum or signum
         running = any(peer.state == "running" for peer in self._peers)
         does = "the ranks save and end; again: at once" if running else "nothing has begun"
+        if signum == signal.SIGUSR1 and running:
+            does = "the ranks save and end"
         self._screen.note(f"{signal.Signals(signum).name}: {does}")
-        self._stop("save" if running else "kill")
+        # What they save at is SIGTERM, whatever ends us: a second signal is ours to act on.
+        usual = signal.SIGUSR1 if signum == signal.SIGUSR1 else signal.SIGTERM
+        self._stop("save" if running else "kill", usual)
 
     def _outcome(self) -> Outcome:
         for peer in self._peers:
@@ -223,6 +241,10 @@ class Supervisor:
         if self._failures:
             assert self._stopping_since is not None
             self._screen.note(report(self._failures, time.monotonic() - self._stopping_since))
+        code = cause(self._failures).code if self._failures else 0
+        done = not lost and not self._left_early
+        if self._signum == signal.SIGUSR1 and (self._failures or done):
+            return Outcome(code, lost, self._signum)  # a rank did not save, or all had finished
         if self._signum is not None:
             return Outcome(128 + self._signum, lost, self._signum)
-        return Outcome(cause(self._failures).code if self._failures else 0, lost)
+        return Outcome(code, lost)

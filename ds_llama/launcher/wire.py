@@ -8,7 +8,7 @@
     ready                    →             the ops are compiled
                              ←    start    every host is ready
     out, fallen, ended       →             rank 0's words; a rank that failed; nothing is left here
-                             ←    stop     how: save, end, kill
+                             ←    stop     how: save, end, kill; signum: that the ranks save at
     beat                     ↔    beat     there is nothing else to say
 
 Whoever has heard nothing for `SILENT_S` takes the other side for dead.

@@ -130,3 +130,14 @@ def test_what_is_wrong(
     for line in lines:
         assert f"\n{line}" in f"\n{err}"
     assert not (tmp_path / "executed").exists()
+
+
+def test_hosts_that_are_waited_for(hosts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which takes asking them, and a duration."""
+    words = ["train", RUN, "--hostfile", hosts, "--wait-for-hosts"]
+    assert main([*words, "10m", "--no-check"]) == 2
+    said = capsys.readouterr().err
+    assert "error: hosts that are not asked are not waited for\nwhere: --wait-for-hosts\n" in said
+    assert "remedy: leave --no-check away" in said
+    assert main([*words, "soon"]) == 2
+    assert "'soon' is not a duration\nwhere: --wait-for-hosts\n" in capsys.readouterr().err

@@ -13,23 +13,31 @@ from ds_llama.launcher.orphan import die_with_parent
 
 die_with_parent()
 rank, out = os.environ["RANK"], Path(os.environ["RANK_OUT"])
-print(f"rank {rank} is up", flush=True)
 facts = {"argv": sys.argv[1:], "pid": os.getpid(), "parent": os.getppid(), "env": dict(os.environ)}
+do = os.environ.get(f"RANK_{rank}", "finish").split()
+if do[0] == "once" and sys.argv[-1] == "again":
+    do = ["finish"]
+if do[0] == "save":
+    def save(signum, frame):
+        (out / f"saved-{rank}").write_text(str(signum))
+        sys.exit(128 + signum)
+    signal.signal(signal.SIGUSR1, save)
+    signal.signal(signal.SIGTERM, save)
+print(f"rank {rank} is up", flush=True)
 (out / f"{rank}.part").write_text(json.dumps(facts))
 (out / f"{rank}.part").rename(out / f"{rank}.json")
-do = os.environ.get(f"RANK_{rank}", "finish").split()
 if do[0] == "finish":
     report_finished()
 while not (out / "0.json").exists():
     time.sleep(0.01)
-if do[0] == "exit":
+if do[0] in ("exit", "once"):
     sys.exit(int(do[1]))
 elif do[0] == "signal":
     os.kill(os.getpid(), int(do[1]))
 elif do[0] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-if do[0] in ("deaf", "sleep"):
-    time.sleep(120)
+if do[0] in ("deaf", "sleep", "save"):
+    time.sleep(3600)
 """
 
 TOP = """

@@ -17,6 +17,7 @@ import pytest
 
 from ds_llama.errors import CallError, RunError
 from ds_llama.launcher import run as launching
+from ds_llama.launcher import several
 from ds_llama.launcher.run import launch
 from ds_llama.launcher.status import exit_code
 
@@ -112,6 +113,32 @@ def test_a_signal_ends_all(signum: signal.Signals, ranks: Path) -> None:
     started = Started(ranks, RANK_0="sleep", RANK_1="sleep")
     started.top.send_signal(signum)
     assert started.end()[0] == 128 + signum
+
+
+def test_an_announced_end_has_the_ranks_save(ranks: Path) -> None:
+    """launch.py, which every process of a Slurm step is sent it with, goes on."""
+    started = Started(ranks, RANK_0="save", RANK_1="save")
+    os.kill(started.launch, signal.SIGUSR1)
+    started.top.send_signal(signal.SIGUSR1)
+    assert started.end()[0] == 128 + signal.SIGUSR1
+    for rank in (0, 1):
+        assert (ranks / f"saved-{rank}").read_text() == str(int(signal.SIGUSR1))
+
+
+def test_a_failure_is_followed_by_another_attempt(
+    ranks: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(several, "_PAUSE_S", 0)
+    monkeypatch.setenv("RANK_0", "once 3")
+    code = launch(["first"], nproc=1, module="one_rank", restarts=2, again=["again"])
+    assert (code, facts(ranks, 0)["argv"][-1]) == (0, "again")
+    out, err = capfd.readouterr()
+    assert out.splitlines() == ["rank 0 is up", "starting again (1 left)", "rank 0 is up"]
+    assert err == ""
+    monkeypatch.setenv("RANK_0", "exit 0")  # without having finished
+    with pytest.raises(RunError, match="1 of 1 ranks did not finish"):
+        launch(["first"], nproc=1, module="one_rank", restarts=1)
+    assert capfd.readouterr().err.count("error: 1 of 1 ranks did not finish") == 1
 
 
 def test_a_second_signal_does_not_wait(ranks: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_attempts(
     [
         ({"hostfile": "h", "launcher": "rsh"}, "there is no launcher 'rsh'", "--launcher"),
         ({"nproc": 1, "nodes": 2}, "--nodes is for the hosts of a hostfile", "command line"),
-        ({"nproc": 1, "restarts": 1}, "--restarts is for the hosts of a hostfile", "command line"),
+        ({"nproc": 1, "wait_s": 1.0}, "--wait-for-hosts is for the hosts of", "command line"),
     ],
 )
 def test_calls_that_cannot_work(given: dict[str, Any], what: str, where: str) -> None:
@@ -129,3 +130,38 @@ def test_spares_of_hosts_that_cannot_be_used(
     monkeypatch.setattr(admit, "unfit", ask)
     found = several._fit(HOSTS, nodes, set(down), None)
     assert ("".join(host.name for host in found), " ".join(seen)) == (taken, asked)
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "rounds", "taken", "said"),
+    [
+        (0.0, 1, "", "nothing is started: there is no spare for what cannot be used (--wait-for-"),
+        (600.0, 4, "ab", "waiting for hosts, "),
+        (15.0, 3, "", "cannot be used (waited 15 s)"),
+    ],
+)
+def test_a_host_that_may_come_back_is_waited_for(
+    wait_s: float,
+    rounds: int,
+    taken: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """For so long, and asked ever more rarely; here it is back after 15 s."""
+    now, asked = [0.0], [0]
+
+    def ask(hosts: list[Host], run: None) -> set[str]:
+        asked[0] += 1
+        return {"b"} if now[0] < 15.1 else set()
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(admit, "unfit", ask)
+    monkeypatch.setattr(several, "time", clock)
+    found = several._wait_for_fit(HOSTS[:2], None, (), None, wait_s)
+    assert "".join(host.name for host in found) == taken
+    assert asked[0] == rounds
+    assert said in capsys.readouterr().err

@@ -1,17 +1,19 @@
 """What ends a run over two hosts, and how long that takes: every event, under real training.
 
-    python -m tests.campaigns.multinode [--events PATTERN,…] [--moments rest,save]
+    python -m tests.campaigns.multinode [--events PATTERN,…] [--moments start,rest,save]
         [--who ours,plain] [--limit SECONDS] [--rows FILE]
+    python -m tests.campaigns.multinode --rows FILE --table
 
 Each event is `ds-llama train RUN --hostfile H` over two hosts in namespaces with one and two ranks
-(tests/multinode/cluster.py), and something that is done to it: between two saves (`rest`) or once
-one has begun (`save`). Prints, and adds to --rows as JSON, a row each: seconds until the launcher
-has ended and nothing of the run lives on any host that can still be reached, its exit code,
-processes left, its last line, and the steps that a restart makes again: those in metrics.jsonl
-after the newest complete checkpoint.
+(tests/multinode/cluster.py), and something that is done to it: before it is started (`start`),
+between two saves (`rest`) or once one has begun (`save`). Prints, and adds to --rows as JSON, a row
+each: seconds until the launcher has ended and nothing of the run lives on any host that can still
+be reached, its exit code, processes left, its last line, and the steps that a restart would make
+again: those made since the checkpoint that it goes on from. A row that is in --rows is not played
+again. --table prints the rows of the file as docs/multinode.md has them.
 
-`plain` does the same to `deepspeed --hostfile H` (DeepSpeed's own launcher, pdsh) with ranks that
-all-reduce in a loop and know nothing of ds_llama; --limit says how long it is waited for.
+`plain` does the same to `deepspeed --hostfile H` (DeepSpeed's own launcher, pdsh) and a script that
+trains, saves and knows nothing of ds_llama; --limit says how long its end is waited for.
 """
 
 from __future__ import annotations
@@ -30,162 +32,81 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from ds_llama.data import ShardWriter
-from tests.campaigns.kill import curve, newest
+from tests.campaigns.multinode_scene import REPOSITORY, START_S, Scene
+from tests.campaigns.multinode_table import Row, table
 from tests.multinode.cluster import Cluster
 
-REPOSITORY = Path(__file__).parents[2]
-SLOTS = (1, 2)
-OURS_S, START_S, HANG_S = 90.0, 120.0, 8.0
-
-# Every Python of a run imports it: a rank does what is written in the file do-RANK.
-SITECUSTOMIZE = """
-import os, threading
-def watch(path):
-    import ctypes, time
-    while not os.path.exists(path):
-        time.sleep(0.01)
-    word = open(path).read()
-    if word == "exit":
-        os._exit(3)
-    kind = {"memory": MemoryError, "raise": ValueError}[word]
-    thread = ctypes.c_ulong(threading.main_thread().ident)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(kind))
-folder, rank = os.environ.get("DS_CAMPAIGN"), os.environ.get("RANK")
-if folder and rank:
-    threading.Thread(target=watch, args=(f"{folder}/do-{rank}",), daemon=True).start()
-"""
-
-PLAIN = """
-import os, time, deepspeed, torch
-from datetime import timedelta
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-deepspeed.init_distributed("gloo", verbose=False)
-while True:
-    torch.distributed.all_reduce(torch.ones(1000))
-    with open(f"{os.environ['DS_CAMPAIGN']}/rows-{os.environ['RANK']}", "a") as file:
-        file.write("step\\n")
-    time.sleep(0.05)
-"""
+OURS_S = 90.0
+STEPS_ON = 10  # a run that makes so many steps more has not been ended
 
 
-@dataclass
-class Row:
-    """One event and what came of it. seconds: None when the limit came first."""
-
-    who: str
-    event: str
-    moment: str
-    seconds: float | None
-    code: int | None
-    left: int
-    last_line: str
-    steps_lost: int | None = None
-    newest: int | None = None
-
-    def __str__(self) -> str:
-        took = "never" if self.seconds is None else f"{self.seconds:.1f} s"
-        lost = "-" if self.steps_lost is None else str(self.steps_lost)
-        return (
-            f"{self.who:6}{self.event:20}{self.moment:5} {took:>8}  code {self.code!s:5}"
-            f" left {self.left}  lost {lost:>2}  {self.last_line}"
-        )
+def _mount(scene: Scene, *words: str) -> None:
+    """On the second host alone."""
+    done = scene.cluster.run(1, "mount", *words)
+    assert done.returncode == 0, done.stderr
 
 
-class Scene:
-    """One run on the hosts of a cluster."""
-
-    def __init__(self, cluster: Cluster, folder: Path, who: str) -> None:
-        self.cluster, self.folder, self.who = cluster, folder, who
-        folder.mkdir()
-        hostfile = cluster.write_hostfile(SLOTS)
-        env = {"DS_CAMPAIGN": str(folder), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        env |= {"PYTHONPATH": f"{folder}:{REPOSITORY}", "WANDB_MODE": "offline"}
-        if who == "ours":
-            (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
-            (folder / "run.json").write_text(json.dumps(self._run()))
-            words = ["-m", "ds_llama", "train", "run.json", "--hostfile", str(hostfile)]
-        else:
-            (folder / "plain.py").write_text(PLAIN)
-            (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
-            (folder / ".deepspeed_env").write_text(
-                "".join(f"{name}={value}\n" for name, value in env.items())
-            )
-            words = ["-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "plain.py"]
-        self.err = folder / "err"
-        with self.err.open("w") as err:
-            settings = {"env": env, "cwd": folder, "stdout": err, "stderr": err}
-            self.top = cluster.start(0, sys.executable, *words, **settings)
-
-    def _run(self) -> dict[str, object]:
-        from ds_llama.selftest.tiny import MODEL, TOKENS
-
-        return {
-            "model": MODEL,
-            "data": {"train": str(self.folder.parent / "shard"), "sequence_length": TOKENS},
-            "optimizer": {"lr": 1e-3},
-            "train": {"steps": 100_000, "global_batch_size": 6, "micro_batch_size": 1},
-            "checkpoint": {"every_steps": 30, "keep_last": 2, "export": False},
-            "stability": {"hang_timeout_s": HANG_S},
-            "deepspeed": "zero2",
-            "output": str(self.folder / "out"),
-        }
-
-    def wait(self, true: Callable[[], bool], limit_s: float, every_s: float = 0.05) -> bool:
-        """Whether it came true in time."""
-        deadline = time.monotonic() + limit_s
-        while not true():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(every_s)
-        return True
-
-    def is_under_way(self) -> bool:
-        """The first steps are made; what is waited for next is a save."""
-        if self.who == "plain":
-            rows = self.folder / "rows-2"
-            return rows.exists() and rows.read_text().count("\n") > 20
-        metrics = self.folder / "out/metrics.jsonl"
-        return metrics.exists() and metrics.read_text().count("\n") >= 3
-
-    def is_saving(self) -> bool:
-        """Whether a checkpoint is being written."""
-        return any((self.folder / "out/checkpoints").glob(".staging-*"))
-
-    def processes(self) -> list[psutil.Process]:
-        """All of all hosts that are up: nothing but the run is there."""
-        hosts = range(self.cluster.count)
-        return [process for host in hosts for process in self.cluster.processes(host)]
-
-    def launch_py(self) -> psutil.Process:
-        """DeepSpeed's part on the second host."""
-        modules = {"ds_llama.launcher.node", "deepspeed.launcher.launch"}
-        return next(p for p in self.cluster.processes(1) if modules & set(p.info["cmdline"]))
-
-    def rank(self, rank: int) -> psutil.Process:
-        """The process of a rank."""
-        hosts = self.cluster.processes(1)
-        return next(p for p in hosts if p.environ().get("RANK") == str(rank))
-
-    def tell(self, rank: int, word: str) -> None:
-        """See SITECUSTOMIZE."""
-        path = self.folder / "told"
-        path.write_text(word)
-        path.rename(self.folder / f"do-{rank}")
-
-    def signal(self, *signums: int) -> None:
-        """To the launcher, one second apart."""
-        for number, signum in enumerate(signums):
-            time.sleep(1.0 if number else 0)
-            self.cluster.signal(self.top, signum)
+def _change(scene: Scene, path: Path, text: str) -> None:
+    other = scene.folder / f"other-{path.name}"
+    other.write_text(text)
+    _mount(scene, "--bind", str(other), str(path))
 
 
-EVENTS: dict[str, Callable[[Scene], object]] = {
+def _no_python(scene: Scene) -> None:
+    _mount(scene, "-t", "tmpfs", "tmpfs", str(Path(sys.executable).parent))
+
+
+def _other_version(scene: Scene) -> None:
+    from importlib import metadata
+
+    path = Path(str(metadata.distribution("torch").locate_file("torch/version.py")))
+    _change(scene, path, path.read_text() + "__version__ = '1.13.1'\n")
+
+
+def _other_code(scene: Scene) -> None:
+    """A learning rate, say, that somebody has tried."""
+    ours, plain = REPOSITORY / "ds_llama/trainer/loop.py", scene.folder / "plain.py"
+    path = ours if scene.who == "ours" else plain
+    _change(scene, path, path.read_text() + "# tried something\n")
+
+
+def _full_disk(scene: Scene) -> None:
+    folder = scene.folder / "extensions"
+    folder.mkdir()
+    scene.env["TORCH_EXTENSIONS_DIR"] = str(folder)
+    _mount(scene, "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder))
+
+
+def _unknown_name(scene: Scene) -> None:
+    scene.hostfile.write_text(scene.hostfile.read_text().replace("node1", "nowhere"))
+
+
+def _take_port(scene: Scene) -> None:
+    """DeepSpeed's default."""
+    code = "import socket, time; s = socket.create_server(('', 29500)); time.sleep(3600)"
+    scene.cluster.start(0, sys.executable, "-c", code)
+    listening = ("ss", "-ltnH", "sport = :29500")
+    assert scene.wait(lambda: bool(scene.cluster.run(0, *listening).stdout), 60)
+
+
+# Done before the run is started.
+BEFORE: dict[str, Callable[[Scene], object]] = {
+    "key refused": lambda scene: scene.cluster.refuse_key(1),
+    "host key unknown": lambda scene: scene.cluster.forget_host_key(1),
+    "name unknown": _unknown_name,
+    "no Python": _no_python,
+    "other version": _other_version,
+    "other code": _other_code,
+    "disk full": _full_disk,
+    "port taken": _take_port,
+}
+# Done while it trains.
+DURING: dict[str, Callable[[Scene], object]] = {
     "rank raises": lambda scene: scene.tell(1, "raise"),
-    "rank calls _exit": lambda scene: scene.tell(1, "exit"),
     "rank out of memory": lambda scene: scene.tell(1, "memory"),
+    "rank calls _exit": lambda scene: scene.tell(1, "exit"),
     "kill -9 of a rank": lambda scene: scene.rank(1).kill(),
     "rank hangs": lambda scene: scene.rank(1).suspend(),
     "launch.py killed": lambda scene: scene.launch_py().kill(),
@@ -195,75 +116,150 @@ EVENTS: dict[str, Callable[[Scene], object]] = {
     "SIGINT": lambda scene: scene.signal(signal.SIGINT),
     "SIGINT twice": lambda scene: scene.signal(signal.SIGINT, signal.SIGINT),
     "SIGTERM": lambda scene: scene.signal(signal.SIGTERM),
+    "SIGUSR1": lambda scene: scene.signal(signal.SIGUSR1),
     "SIGKILL": lambda scene: scene.signal(signal.SIGKILL),
 }
+# Ctrl-C to one of two runs on the same hosts.
+BESIDE = "Ctrl-C beside a run"
 
 
-def play(folder: Path, who: str, event: str, moment: str, limit_s: float) -> Row:
-    """One run, one event, and the end of everything."""
-    with Cluster(len(SLOTS), folder / "hosts") as cluster:
-        scene = Scene(cluster, folder / "run", who)
-        if not scene.wait(scene.is_under_way, START_S):
-            return Row(who, event, moment, None, None, 0, "not begun: " + scene.err.read_text())
-        if who == "ours":
-            scene.wait(lambda: not scene.is_saving(), START_S, 0.002)
-            scene.wait(scene.is_saving, START_S, 0.002)
-            scene.wait(lambda: moment == "save" or not scene.is_saving(), START_S, 0.002)
+@dataclass(frozen=True)
+class Cell:
+    """One event at one moment. limit_s: how long the end is waited for."""
+
+    who: str
+    event: str
+    moment: str
+    limit_s: float
+
+    def play(self, folder: Path) -> Row:
+        """One run, one event, and the end of everything."""
+        slots = (1, 1) if self.event == BESIDE else (1, 2)
+        with Cluster(2, folder / "hosts") as cluster:
+            scene = Scene(cluster, folder / "run", self.who, slots)
+            if self.event == BESIDE:
+                return self._beside(scene, Scene(cluster, folder / "other", self.who, slots))
+            if self.event in BEFORE:
+                return self._before(scene)
+            return self._during(scene)
+
+    def _before(self, scene: Scene) -> Row:
+        BEFORE[self.event](scene)
+        others = len(scene.processes())
+        scene.start()
         began = time.monotonic()
-        EVENTS[event](scene)
-        over = scene.wait(
-            lambda: scene.top.poll() is not None and not scene.processes(), limit_s, 0.1
+        limit_s = max(self.limit_s, START_S) if self.event == "port taken" else self.limit_s
+        scene.wait(
+            lambda: (
+                scene.steps() > STEPS_ON or (scene.is_over() and len(scene.processes()) <= others)
+            ),
+            limit_s,
         )
+        took = time.monotonic() - began if scene.is_over() else None
+        left = 0 if took else len(scene.processes()) - others
+        said = f"it trains: step {scene.steps()}" if scene.steps() > STEPS_ON else scene.said()
+        return Row(self.who, self.event, self.moment, took, scene.code(), left, said)
+
+    def _during(self, scene: Scene) -> Row:
+        scene.start()
+        if not scene.wait_for(self.moment):
+            return self._not_begun(scene)
+        began = time.monotonic()
+        DURING[self.event](scene)
+        over = scene.wait(lambda: scene.is_over() and not scene.processes(), self.limit_s, 0.1)
         took, left = time.monotonic() - began, scene.processes()
+        row = Row(self.who, self.event, self.moment, took if over else None, scene.code())
+        row.left, row.last_line = len(left), scene.said()
         for process in left:
             process.kill()
-        code = scene.top.poll()
-        code = 128 - code if code is not None and code < 0 else code
-        said = scene.err.read_text().strip().splitlines() or [""]
-        row = Row(who, event, moment, took if over else None, code, len(left), said[-1])
-        if who == "ours":
-            row.newest = newest(scene.folder / "out/checkpoints")
-            row.steps_lost = curve(scene.folder / "out")[-1][0] - (row.newest or 0)
+        row.resumes_at = scene.resumes_at()
+        row.steps_lost = None if row.resumes_at is None else scene.steps() - row.resumes_at
         return row
+
+    def _beside(self, scene: Scene, other: Scene) -> Row:
+        """What becomes of the other one is the row's last line."""
+        other.start(29501)
+        if not other.wait(lambda: other.steps() > 3 or other.is_over(), START_S):
+            return self._not_begun(other)
+        scene.start()
+        if not scene.wait(lambda: scene.steps() > 3 or scene.is_over(), START_S):
+            return self._not_begun(scene)
+        before, began = other.steps(), time.monotonic()
+        scene.signal(signal.SIGINT)
+        over = scene.wait(
+            lambda: scene.is_over() and not scene.processes(own=True), self.limit_s, 0.1
+        )
+        took = time.monotonic() - began
+        other.wait(lambda: other.is_over() or other.steps() > before + STEPS_ON, START_S)
+        made, code = other.steps() - before, other.code()
+        said = f"the other made {made} more steps"
+        said += "" if code is None else f" and ended with exit code {code}"
+        left = len(scene.processes(own=True))
+        return Row(
+            self.who, self.event, self.moment, took if over else None, scene.code(), left, said
+        )
+
+    def _not_begun(self, scene: Scene) -> Row:
+        said = "not begun: " + scene.err.read_text(errors="replace")
+        return Row(self.who, self.event, self.moment, None, scene.code(), 0, said)
+
+
+def cells(who: str, moments: str, limit_s: float) -> list[Cell]:
+    """All of them."""
+    found = []
+    for each in who.split(","):
+        limit = OURS_S if each == "ours" else limit_s
+        for moment in moments.split(","):
+            names = list(BEFORE) if moment == "start" else list(DURING)
+            names += [BESIDE] if moment == "rest" else []
+            if moment == "save" and each == "ours":
+                names.remove("rank hangs")  # a save may last ten times hang_timeout_s
+            found += [Cell(each, name, moment, limit) for name in names]
+    return found
 
 
 def main() -> int:
-    """Run what the command line says; 1 when one of ours was not over within 30 s, or said 0."""
-    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run what the command line says; 1 when one of ours was not over within 60 s, or said 0."""
+    words = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     words.add_argument("--events", default="*", help="patterns of names, as the table has them")
-    words.add_argument("--moments", default="rest,save")
+    words.add_argument("--moments", default="start,rest,save")
     words.add_argument("--who", default="ours,plain")
-    words.add_argument("--limit", type=float, default=120.0, help="seconds to wait for deepspeed")
+    words.add_argument("--limit", type=float, default=40.0, help="seconds to wait for deepspeed")
     words.add_argument("--rows", type=Path, help="a file to add a line to for each row")
+    words.add_argument("--table", action="store_true", help="print the rows of that file")
     words.add_argument("--keep", action="store_true", help="keep the folders of the runs")
     given = words.parse_args()
+    rows = given.rows.read_text().splitlines() if given.rows and given.rows.exists() else []
+    known = [Row(**json.loads(line)) for line in rows]
+    if given.table:
+        print(table(known, [*BEFORE, *DURING, BESIDE]))
+        return 0
+    played = {(row.who, row.event, row.moment) for row in known}
+    patterns, wrong = given.events.split(","), 0
+    for cell in cells(given.who, given.moments, given.limit):
+        wanted = any(fnmatchcase(cell.event, pattern) for pattern in patterns)
+        if not wanted or (cell.who, cell.event, cell.moment) in played:
+            continue
+        folder = Path(tempfile.mkdtemp(prefix="ds-llama-hosts-"))
+        _write_shard(folder)
+        row = cell.play(folder)
+        print(row, flush=True)
+        if given.rows is not None:
+            with given.rows.open("a") as file:
+                file.write(json.dumps(asdict(row)) + os.linesep)
+        wrong += row.is_wrong
+        if given.keep:
+            print(f"kept: {folder}")
+        else:
+            shutil.rmtree(folder)
+    return 1 if wrong else 0
+
+
+def _write_shard(folder: Path) -> None:
     from ds_llama.selftest.tiny import TOKENS, VOCAB
 
-    def wanted(event: str) -> bool:
-        return any(fnmatchcase(event, pattern) for pattern in given.events.split(","))
-
-    wrong = 0
-    for who in given.who.split(","):
-        for moment in given.moments.split(",") if who == "ours" else ["rest"]:
-            for event in filter(wanted, EVENTS):
-                if (event, moment) == ("rank hangs", "save"):
-                    continue  # a save may last ten times stability.hang_timeout_s
-                folder = Path(tempfile.mkdtemp(prefix="ds-llama-hosts-"))
-                with ShardWriter(folder / "shard", vocab_size=VOCAB) as writer:
-                    writer.add(np.random.default_rng(0).integers(0, VOCAB, 1000 * TOKENS))
-                limit_s = OURS_S if who == "ours" else given.limit
-                row = play(folder, who, event, moment, limit_s)
-                print(row, flush=True)
-                if given.rows is not None:
-                    with given.rows.open("a") as rows:
-                        rows.write(json.dumps(asdict(row)) + os.linesep)
-                late = row.seconds is None or row.seconds > 60 or row.left
-                wrong += bool(who == "ours" and (late or row.code == 0))
-                if given.keep:
-                    print(f"kept: {folder}")
-                else:
-                    shutil.rmtree(folder)
-    return 1 if wrong else 0
+    with ShardWriter(folder / "shard", vocab_size=VOCAB) as writer:
+        writer.add(np.random.default_rng(0).integers(0, VOCAB, 1000 * TOKENS))
 
 
 if __name__ == "__main__":

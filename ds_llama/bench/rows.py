@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ds_llama.bench import version
 from ds_llama.bench.case import Cell, digest
 from ds_llama.bench.runs import Prepared
 from ds_llama.commit import disk
@@ -24,16 +25,20 @@ Row = dict[str, Any]
 
 
 def read(out: Path) -> dict[str, Row]:
-    """The rows of a benchmark's folder by cell key; a torn last line is no row."""
+    """The rows of a benchmark's folder by cell key; a torn last line is no row.
+
+    Raises DataError for the row of a later version of this package.
+    """
     path, found = out / NAME, dict[str, Row]()
     if not path.exists():
         return found
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             continue
         if isinstance(row, dict) and "key" in row:
+            version.require_known(row, f"{path}:{number}")
             found[row["key"]] = row
     return found
 
@@ -121,7 +126,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def _head(cell: Cell) -> Row:
-    return {"key": cell.key, **cell.to_dict()}
+    return {version.KEY: version.FORMAT, "key": cell.key, **cell.to_dict()}
 
 
 def _memory(prepared: Prepared, last: dict[str, Any]) -> dict[str, Any]:

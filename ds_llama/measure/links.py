@@ -23,6 +23,8 @@ from ds_llama.units import format_bytes, format_duration
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WARM_UP, SAMPLES = 2, 7
 SAMPLE_S = 0.01
+# What a clock or another process adds to a call as long as this is small: fewer samples do.
+SLOW_S, SLOW_SAMPLES = 0.05, 5
 _MOST_CALLS = 1000
 _BUFFERS = 3  # of a payload: two of ours, and what gloo copies
 
@@ -72,7 +74,7 @@ class Links:
         for size in sizes:
             whole = self._whole(size, DTYPES[dtype])
             free, need = self._free_bytes(), _BUFFERS * whole
-            expected_s = rate_s * whole * (WARM_UP + SAMPLES)
+            expected_s = rate_s * whole * (WARM_UP + samples_of(rate_s * whole))
             if need > free:
                 reason = f"needs {format_bytes(need)} a rank, and {format_bytes(free)} are free"
                 yield Timed(kind, dtype, whole, reason=reason)
@@ -93,8 +95,8 @@ class Links:
             once_s = self._sample(call, 1)
         least = max(self._largest(once_s), 1e-7)
         calls = min(_MOST_CALLS, max(1, math.ceil(SAMPLE_S / least)))
-        own = torch.tensor([self._sample(call, calls) for _ in range(SAMPLES)], dtype=torch.float64)
-        slowest = own.to(self.device)
+        own = [self._sample(call, calls) for _ in range(samples_of(least))]
+        slowest = torch.tensor(own, dtype=torch.float64, device=self.device)
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         return calls, [seconds / calls for seconds in slowest.tolist()]
 
@@ -127,6 +129,11 @@ class Links:
 
     def _smallest(self, value: float) -> float:
         return -self._largest(-value)
+
+
+def samples_of(call_s: float) -> int:
+    """How often a collective is timed of which one call takes so long."""
+    return SLOW_SAMPLES if call_s >= SLOW_S else SAMPLES
 
 
 def _collective(

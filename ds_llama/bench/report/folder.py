@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from ds_llama.bench import version
 from ds_llama.bench.report import collectives
 from ds_llama.bench.report.collectives import Comm
 from ds_llama.bench.report.row import Cell, Read, parse
@@ -40,7 +41,8 @@ class Folder:
 def read_folder(path: Path) -> Folder:
     """What a benchmark wrote there.
 
-    Raises CallError where it wrote nothing, DataError for a line that is no row.
+    Raises CallError where it wrote nothing, DataError for a line that is no row, or a later
+    version's.
     """
     rows = path / ROWS
     if not path.is_dir():
@@ -79,6 +81,7 @@ def _read_rows(path: Path) -> tuple[Cell, ...]:
             content = json.loads(line)
             if not isinstance(content, dict):
                 raise _damaged(path, number, f"it holds a {type(content).__name__}")
+            version.require_known(content, f"{path}:{number}")
             cell = parse(content)
         except json.JSONDecodeError as error:
             raise _damaged(path, number, f"no JSON: {error.msg} at {error.colno}") from error

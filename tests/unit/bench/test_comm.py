@@ -276,6 +276,14 @@ def test_a_damaged_profile_is_said_before_anything_is_measured(
     assert "error: the file is not a hardware profile: " in capsys.readouterr().err
 
 
+@given(st.floats(0, 1e3))
+def test_slow_calls_are_timed_less_often_and_still_often_enough(call_s: float) -> None:
+    from ds_llama.measure.links import SAMPLES, SLOW_S, samples_of
+
+    assert samples_of(call_s) >= 5
+    assert (samples_of(call_s) < SAMPLES) == (call_s >= SLOW_S)
+
+
 def test_sizes_beyond_the_time_that_there_is_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -17,7 +17,7 @@ from ds_llama.bench.harness import Options, run_case
 from ds_llama.bench.rows import quantile
 from ds_llama.bench.runs import run_json, swap_folder
 from ds_llama.config import preset
-from ds_llama.errors import ConfigError
+from ds_llama.errors import ConfigError, DataError
 from tests.unit.bench.conftest import Launches, case_of, measured, run
 
 
@@ -44,7 +44,20 @@ def test_a_row_is_made_of_its_launches(tmp_path: Path, launches: Launches) -> No
     assert row["parts_step_s"] == 1.5  # beside the 2.0 of a step that was not taken apart
     assert row["config"]["seed"] == 1234
     assert row["config"]["run"]["deepspeed"]["zero_optimization"]["stage"] == 1
+    assert row["format_version"] == 1
     assert json.loads(json.dumps(row)) == row
+
+
+def test_rows_of_a_later_version_are_neither_kept_nor_replaced(
+    tmp_path: Path, launches: Launches
+) -> None:
+    run(case_of(), tmp_path, launches)
+    path = tmp_path / "rows.jsonl"
+    text = path.read_text().replace('"format_version":1', '"format_version":2', 1)
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"format_version is 2, .* reads up to 1"):
+        run(case_of(), tmp_path, launches)
+    assert path.read_text() == text
 
 
 def test_energy_is_a_tokens(tmp_path: Path, launches: Launches) -> None:

@@ -45,6 +45,17 @@ def test_damaged_lines_are_named(folder: Write, line: str, what: str) -> None:
     assert "measures its cell again" in caught.value.remedy
 
 
+@pytest.mark.parametrize("version", [2, "2", None, True])
+def test_rows_of_a_later_version_are_refused(folder: Write, version: object) -> None:
+    path = folder([ROW, {**ROW, "key": "another", "format_version": version}])
+    with pytest.raises(DataError) as caught:
+        read_folder(path)
+    assert caught.value.where == f"{path / 'rows.jsonl'}:2"
+    assert f"format_version is {version!r}, and this ds_llama reads up to 1" in caught.value.what
+    assert "the version of ds_llama that wrote it" in caught.value.remedy
+    assert len(read_folder(folder([{**ROW, "format_version": 1}])).cells) == 1
+
+
 def test_no_text(folder: Write) -> None:
     path = folder([ROW])
     (path / "rows.jsonl").write_bytes(b"\xff\xfe")

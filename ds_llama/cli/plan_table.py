@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ds_llama.planner import fit
 from ds_llama.planner.plan import Plan, Strategy
+from ds_llama.planner.sizes import sizes
 from ds_llama.planner.strategies import RECOMPUTE
 from ds_llama.units import format_bytes, format_count
 
@@ -175,7 +176,20 @@ def _advice(plan: Plan) -> list[str]:
         lines.append(plan.runner_up_reason)
     if plan.recommended:
         lines.append(f"rule: {plan.rule}")
-    return lines
+    return [*lines, *_sizes(plan)]
+
+
+def _sizes(plan: Plan) -> list[str]:
+    """Of the recommended strategy, or of the run's own where there is none."""
+    row = plan.strategy(plan.recommended or "") or plan.own
+    said = [
+        f"{size.key} {_size(size.value)} ({size.why})" for size in sizes(row.candidate.resolved)
+    ]
+    return [f"sizes of {row.name}, in elements: {'; '.join(said)}"] if said else []
+
+
+def _size(value: int | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else format_count(value)
 
 
 def _label(plan: Plan, row: Strategy) -> str:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from ds_llama.launcher.cores import usable_cores
+
 # Devices that torch may compute on: NVIDIA, AMD, and CUDA under Windows' Linux.
 _DEVICE_FILES = ("nvidia[0-9]*", "kfd", "dxg")
 
@@ -49,13 +51,6 @@ def find_compiler(env: Mapping[str, str]) -> str | None:
     names = [env["CXX"].split()[0]] if env.get("CXX") else ["c++", "g++", "clang++"]
     path = env.get("PATH", os.defpath)
     return next((name for name in names if shutil.which(name, path=path)), None)
-
-
-def usable_cores() -> int:
-    """Cores that the scheduler lets this process use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def has_device(env: Mapping[str, str] | None = None, dev: Path = Path("/dev")) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from ds_llama.planner.fit import Fit, Machine
 from ds_llama.planner.fit import fit as judge
 from ds_llama.planner.memory import Memory
+from ds_llama.planner.sizes import sizes
 from ds_llama.planner.strategies import Candidate, Refused
 from ds_llama.planner.time import StepTime
 from ds_llama.planner.traffic import Traffic
@@ -106,6 +107,7 @@ class Strategy:
             },
             "nvme_bytes": self.nvme_bytes,
             "unplayed": list(self.memory.unplayed),
+            "sizes": [size.to_dict() for size in sizes(resolved)],
             "traffic": {**self.traffic.to_dict(), "moved_bytes": self.moved_bytes},
             "time": None if self.time is None else self.time.to_dict(),
             "tokens_per_s": self.tokens_per_s,

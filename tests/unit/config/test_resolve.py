@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ds_llama.config import LlamaConfig, load_run, preset
-from ds_llama.config.buckets import for_model
+from ds_llama.config import LlamaConfig, load_run, preset, presets
+from ds_llama.config.buckets import choices, for_model
 from ds_llama.config.deepspeed import SCHEMA
 from ds_llama.config.resolve import resolve
 from ds_llama.errors import ConfigError, ConfigErrors
@@ -347,6 +347,18 @@ def test_biases_are_kept_whole_too():
 def test_one_block_is_reduced_at_a_time():
     model = preset("llama-7b")
     assert for_model(model, 2)["reduce_bucket_size"] == model.num_block_parameters
+
+
+@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_every_size_has_its_reason(name, stage):
+    model = preset(name)
+    found = choices(model, stage)
+    values = {key: own.value for key, own in found.items() if key != "overlap_comm"}
+    assert values.items() <= for_model(model, stage).items()
+    assert all(own.why for own in found.values())
+    whole, block = model.num_parameters, model.num_block_parameters
+    assert values["reduce_bucket_size"] == min(max(block, 2**23), whole, 500_000_000)
 
 
 def test_buckets_that_are_said_are_kept(tree):

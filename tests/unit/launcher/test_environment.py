@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from ds_llama.launcher.cores import usable_cores
 from ds_llama.launcher.environment import (
     count_devices,
     find_compiler,
     has_device,
     rank_environment,
-    usable_cores,
 )
 
 

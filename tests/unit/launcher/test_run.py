@@ -18,6 +18,7 @@ import pytest
 from ds_llama.errors import CallError, RunError
 from ds_llama.launcher import run as launching
 from ds_llama.launcher import several
+from ds_llama.launcher.cores import usable_cores
 from ds_llama.launcher.run import launch
 from ds_llama.launcher.status import exit_code
 
@@ -74,7 +75,7 @@ def test_arguments_and_environment_arrive(ranks: Path, monkeypatch: pytest.Monke
         assert found["argv"] == [f"--local_rank={rank}", "train", *NASTY]
         env = found["env"]
         assert (env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) == (str(rank), str(rank), "2")
-        assert int(env["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+        assert int(env["OMP_NUM_THREADS"]) == max(1, usable_cores() // 2)
         assert env["DS_LLAMA_SUPERVISOR"] == str(os.getpid())
         assert not Path(env["DS_LLAMA_LAUNCH"]).exists()
 

@@ -49,6 +49,34 @@ def test_the_interface_to_the_letter() -> None:
     assert tree["recommended"] in [row["name"] for row in tree["strategies"] if row["fits"]]
 
 
+def sizes_of(plan: Plan, name: str) -> dict[str, tuple[Any, str]]:
+    row = next(row for row in plan.to_dict()["strategies"] if row["name"] == name)
+    return {size["key"]: (size["value"], size["why"]) for size in row["sizes"]}
+
+
+def test_sizes_are_those_of_the_strategy_with_their_reasons() -> None:
+    plan = planned()
+    for row in plan.strategies:
+        zero = row.candidate.resolved.deepspeed["zero_optimization"]
+        found = sizes_of(plan, row.name)
+        assert {key: zero[key] for key in found} == {key: size for key, (size, _) in found.items()}
+        assert "as the run says" not in {why for _, why in found.values()}
+    block = dl.preset("llama-7b").num_block_parameters
+    size, why = sizes_of(plan, "zero2")["reduce_bucket_size"]
+    assert (size, why) == (block, "one block, reduced while the one below it runs backward")
+    # With fp32 sums of several micro-batches, which DeepSpeed has a class of its own for.
+    assert set(sizes_of(plan, "zero1")) == {"allgather_bucket_size"}
+    assert sizes_of(plan, "zero3")["overlap_comm"][0] is True
+    assert sizes_of(plan, "zero2")["overlap_comm"][0] is False
+
+
+def test_a_size_that_the_run_says_is_the_runs() -> None:
+    zero = {"stage": 2, "reduce_bucket_size": 12345678}
+    said = run("llama-7b", {"bf16": {"enabled": True}, "zero_optimization": zero})
+    plan = dl.plan(said, world_size=8, gpu_memory="80GiB")
+    assert sizes_of(plan, plan.own.name)["reduce_bucket_size"] == (12345678, "as the run says")
+
+
 def test_hardware_gives_speed_and_its_memory() -> None:
     plan = dl.plan(SEVEN, world_size=8, hardware="h100", price=2.5)
     assert plan.machine.gpu_bytes == 81559 * 2**20  # what nvidia-smi reports

@@ -66,12 +66,14 @@ def run_of(folder: Path, stage: int, precision: str = "fp32", **keys: Any) -> An
 def compiled_run(folder: Path, **words: Any) -> Any:
     """What the selftest asks `make_run` for, and `train.compile`."""
     own = {name: words[name] for name in ("stage", "precision", "optimizer", "deepspeed")}
-    return run_of(folder, **own)
+    rows = 2 * words["accumulation"] * world.world_size()
+    train = {"steps": 4, "micro_batch_size": 2, "global_batch_size": rows, "compile": True}
+    return run_of(folder, train=train, **own)
 
 
-def trains_as_the_loop(folder: Path, *, stage: int, precision: str) -> None:
+def trains_as_the_loop(folder: Path, *, stage: int, precision: str, **keys: Any) -> None:
     """And compiles one frame, whatever the number of blocks."""
-    cell = Cell(precision, stage)
+    cell = Cell(precision, stage, **keys)
     with counted() as seen, mock.patch.object(comparing, "make_run", compiled_run):
         gaps = comparing.compare(cell, folder)
         assert seen["frames"] == {"total": 1, "ok": 1}, seen
@@ -185,6 +187,10 @@ CELLS = {
         for stage in (2, 3)
         for precision in ("fp32", "bf16")
     },
+    "stage3-bf16-optimizer-accumulation": (
+        (2,),
+        partial(trains_as_the_loop, stage=3, precision="bf16", offload="optimizer", accumulation=2),
+    ),
     "planned": ((2,), planned_whole),
     "no-leaves": ((1,), breaks_where_blocks_are_no_leaves),
     "recomputed": ((2,), recomputed_written_and_exported),

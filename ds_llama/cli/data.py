@@ -30,6 +30,18 @@ class Documents(str, Enum):
     paragraph = "paragraph"
 
 
+class Format(str, Enum):
+    """What a document is: text, or a record of the forms of `data/chat`."""
+
+    text = "text"
+    chat = "chat"
+    messages = "messages"
+    sharegpt = "sharegpt"
+    alpaca = "alpaca"
+    completion = "completion"
+    rows = "rows"
+
+
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 Sources = Annotated[list[str], typer.Argument(metavar="SRC…", help="files and folders with text")]
@@ -99,6 +111,13 @@ def prepare(
     workers: Annotated[int, typer.Option(min=0, help="processes; 0: one per core")] = 0,
     bos: Annotated[bool, typer.Option(help="begin each document with BOS")] = True,
     eos: Annotated[bool, typer.Option(help="end each document with EOS")] = True,
+    format: Annotated[
+        Format, typer.Option(help="text; or records, of which answers are learnt: chat tells which")
+    ] = Format.text,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="or a shipped one's name; the tokenizer's own if any"),
+    ] = None,
     deduplicate: Annotated[
         bool, typer.Option("--deduplicate", help="keep the first of equal documents")
     ] = False,
@@ -139,6 +158,8 @@ def prepare(
             workers=workers or len(os.sched_getaffinity(0)),
             bos=bos,
             eos=eos,
+            format=format.value,
+            chat_template=chat_template,
             deduplicate=deduplicate,
             max_document_bytes=most or None,
             max_bad=max_bad,

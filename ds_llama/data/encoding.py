@@ -31,7 +31,8 @@ _AHEAD = 4
 class Policy:
     """How a record becomes ids, and which split it belongs to.
 
-    `format` names the encoder. With a `mask` it says of each id whether it is learnt.
+    `format` names the encoder, `template` a chat template. With a `mask` the encoder says of each
+    id whether it is learnt.
     """
 
     tokenizer: str
@@ -39,6 +40,7 @@ class Policy:
     eos: bool
     validation_fraction: float
     format: str = "text"
+    template: str | None = None
 
     @property
     def mask(self) -> bool:
@@ -53,19 +55,25 @@ class Document(NamedTuple):
 
 
 class Encoder(Protocol):
-    """Made once in each process. Gives for each text a document, or what is wrong with it."""
+    """Made once in each process. Gives for each text a document, or what is wrong with it.
+
+    `asked`: what its ids depend on and the policy does not tell.
+    """
 
     vocab_size: int
+    asked: dict[str, Any]
 
     def __call__(self, texts: list[str]) -> Sequence[Document | str]: ...
 
 
 class TextEncoder:
-    """`[BOS] ids [EOS]` of a text."""
+    """`[BOS] ids [EOS]` of a text. Raises DataError for a tokenizer that has none."""
 
     def __init__(self, policy: Policy) -> None:
         self._tokenizer = load_tokenizer(policy.tokenizer)
         self._policy, self.vocab_size = policy, self._tokenizer.vocab_size
+        self.asked: dict[str, Any] = {}
+        self([""])  # before hours of work
 
     def __call__(self, texts: list[str]) -> Sequence[Document | str]:
         encode, bos, eos = self._tokenizer.encode, self._policy.bos, self._policy.eos
@@ -73,7 +81,13 @@ class TextEncoder:
 
 
 def encoder_of(policy: Policy) -> Encoder:
-    return {"text": TextEncoder}[policy.format](policy)
+    if not policy.mask:
+        return TextEncoder(policy)
+    from ds_llama.data.chat import ChatEncoder
+
+    return ChatEncoder(
+        policy.tokenizer, policy.template, form=policy.format, bos=policy.bos, eos=policy.eos
+    )
 
 
 class Encoded(NamedTuple):

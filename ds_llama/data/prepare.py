@@ -15,11 +15,11 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ds_llama.data.encoding import Policy, encode_all
+from ds_llama.data.encoding import Policy, encode_all, encoder_of
 from ds_llama.data.fingerprint import fingerprint, read_json, sync_folder, write_json
 from ds_llama.data.limit import Limit, parse_limit
 from ds_llama.data.output import JOURNAL, MASK, REJECTS, Output, Shape, Tally, taken_up
@@ -65,6 +65,8 @@ def prepare(
     workers: int = 1,
     bos: bool = True,
     eos: bool = True,
+    format: str = "text",
+    chat_template: str | None = None,
     deduplicate: bool = False,
     max_document_bytes: int | None = None,
     max_bad: str | int | None = None,
@@ -74,6 +76,8 @@ def prepare(
 ) -> Prepared:
     """Tokenize files and folders into OUT; each document becomes `[BOS] ids [EOS]`.
 
+    With a `format` of `data/chat` the documents are JSON records, and a mask of what is learnt is
+    written beside each shard (`masks.py`); `chat_template` is a shipped one's name or a file.
     A document goes to validation by a hash of its text. With `deduplicate` the first of equal texts
     is kept. Records that are no documents (unreadable, empty, longer than `max_document_bytes`) are
     kept in rejects.jsonl and counted in the manifest. What the same call has begun is gone on with;
@@ -89,18 +93,23 @@ def prepare(
         )
     options, folder, limit = options or Options(), Path(out), parse_limit(max_bad)
     loaded, files = load_tokenizer(tokenizer), find_files(sources, options)
-    policy = Policy(str(loaded.path), bos, eos, validation_fraction)
-    choice = Choice(deduplicate, max_document_bytes)
-    # An empty text, so that a tokenizer without BOS is found before hours of work.
-    loaded.encode("", bos=bos, eos=eos)
-    asked = _asked(loaded, policy, choice, options)
+    policy = Policy(str(loaded.path), bos, eos, validation_fraction, format, chat_template)
+    if chat_template and not policy.mask:
+        raise CallError(
+            "a chat template has nothing to say of plain text",
+            where="--chat-template",
+            remedy="leave it out, or name the records' --format",
+        )
+    choice, encoder = Choice(deduplicate, max_document_bytes), encoder_of(policy)
+    options = replace(options, objects=policy.mask)
+    asked = _asked(loaded, policy, choice, options) | encoder.asked
     mark = fingerprint(files, asked)
     folder.mkdir(parents=True, exist_ok=True)
     with _staging(folder) as staging:
         manifest = read_json(folder / MANIFEST)
         if not force and manifest.get("fingerprint") == mark and _is_whole(folder, manifest):
             return Prepared(folder, manifest, skipped=True)
-        shape = Shape(_splits(policy), loaded.vocab_size, policy.mask)
+        shape = Shape(_splits(policy), encoder.vocab_size, policy.mask)
         total = sum(path.stat().st_size for path in files)
         with taken_up(staging, mark, shape, total) as output:
             read = batches(files, options, choice, output.position, output.seen())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds_llama.data.chat.encoder import ChatEncoder, Learnt
+from ds_llama.data.chat.encoder import ChatEncoder
 from ds_llama.data.chat.records import FORMATS, BadRecord
 
-__all__ = ["FORMATS", "BadRecord", "ChatEncoder", "Learnt"]
+__all__ = ["FORMATS", "BadRecord", "ChatEncoder"]

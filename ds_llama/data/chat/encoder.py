@@ -8,15 +8,18 @@ prompt's last into one token, nothing else could learn them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ds_llama.data.chat.pipeline import Pipeline, Token, marker
 from ds_llama.data.chat.records import BadRecord, Chat, Text, read_record
 from ds_llama.data.chat.spans import Span, render
 from ds_llama.data.chat.template import Template, find_template, shipped_templates
+from ds_llama.data.encoding import Document
 from ds_llama.data.rows import Row, encode_pair, encode_prompt
 from ds_llama.data.tokenizer import load_tokenizer
 from ds_llama.errors import CallError, DataError
@@ -24,13 +27,6 @@ from ds_llama.errors import CallError, DataError
 _PROBE = Chat(
     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], [False, True]
 )
-
-
-class Learnt(NamedTuple):
-    """A record's ids and, of the same length, its mask of 0 and 1."""
-
-    ids: list[int]
-    mask: list[int]
 
 
 class ChatEncoder:
@@ -54,24 +50,34 @@ class ChatEncoder:
         self._tokenizer = load_tokenizer(tokenizer)
         self.form, self._bos, self._eos = form, bos, eos
         self.vocab_size = self._tokenizer.vocab_size
-        found = find_template(template, self._tokenizer.path.parent)
-        self.template_source = found[0] if found else None
+        wanted = form != "rows"
+        found = find_template(template, self._tokenizer.path.parent) if wanted else None
         self._chats = _Chats(Pipeline(self._tokenizer), *found) if found else None
+        self.asked: dict[str, Any] = {"chat_sha256": self._chats and self._chats.sha256}
         if self._chats:
             self.vocab_size = max(self.vocab_size, self._chats.vocab_size)
 
-    def encode(self, record: Mapping[str, Any]) -> Learnt:
+    def __call__(self, texts: list[str]) -> list[Document | str]:
+        """Of each record, as JSON, its document, or why it is left out."""
+        return [self._document_or_problem(json.loads(text)) for text in texts]
+
+    def _document_or_problem(self, record: Mapping[str, Any]) -> Document | str:
+        try:
+            return self.encode(record)
+        except BadRecord as bad:
+            return str(bad)
+
+    def encode(self, record: Mapping[str, Any]) -> Document:
         """Raises BadRecord with the reason for a record to leave out."""
         found = read_record(record, self.form)
         if isinstance(found, Chat):
             return self._require_chats().encode(found)
         if isinstance(found, Row):
-            return self._joined(
-                *encode_pair(self._tokenizer, found, found.answers[0], bos=self._bos)
-            )
+            answer = found.answers[0]
+            return self._joined(*encode_pair(self._tokenizer, found, answer, bos=self._bos))
         return self._completed(found)
 
-    def _completed(self, text: Text) -> Learnt:
+    def _completed(self, text: Text) -> Document:
         """Both together; the prompt's tokens are those that it has in common with itself alone."""
         whole = encode_prompt(self._tokenizer, text.prompt + text.completion, bos=self._bos)
         alone = encode_prompt(self._tokenizer, text.prompt, bos=self._bos)
@@ -79,10 +85,10 @@ class ChatEncoder:
         same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(whole), len(alone)))
         return self._joined(whole[:same], whole[same:])
 
-    def _joined(self, prompt: list[int], answer: list[int]) -> Learnt:
+    def _joined(self, prompt: list[int], answer: list[int]) -> Document:
         end = self._tokenizer.encode("", eos=True) if self._eos else []
         learnt = len(answer) + len(end)
-        return Learnt([*prompt, *answer, *end], [0] * len(prompt) + [1] * learnt)
+        return Document([*prompt, *answer, *end], [0] * len(prompt) + [1] * learnt)
 
     def _require_chats(self) -> _Chats:
         if self._chats is None:
@@ -104,13 +110,14 @@ class _Chats:
         self._controls = tuple(pipeline.control_tokens(self._template.literal_text))
         self._mark = marker(self._controls)
         self.vocab_size = pipeline.vocab_size
+        self.sha256 = hashlib.sha256(f"{source}\0{pipeline.definition}".encode()).hexdigest()
         self._require_an_end(where)
 
-    def encode(self, chat: Chat) -> Learnt:
+    def encode(self, chat: Chat) -> Document:
         marked = Chat(self._mark(chat.messages), chat.learnt, self._mark(chat.tools))
         text, spans = render(marked, self._template, self._ends_turn)
         tokens = self._pipeline.encode(text)
-        return Learnt([token.id for token in tokens], _mask(tokens, spans))
+        return Document([token.id for token in tokens], _mask(tokens, spans))
 
     def _ends_turn(self, text: str) -> bool:
         return text.endswith(self._controls)

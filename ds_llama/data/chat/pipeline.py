@@ -97,6 +97,12 @@ class Pipeline:
         absent = [text for text in self.names.values() if text not in there]
         self._model.add_special_tokens([AddedToken(text, special=True) for text in absent])
 
+    @property
+    def definition(self) -> str:
+        """All that its ids depend on."""
+        text: str = self._model.to_str()
+        return text
+
     def control_tokens(self, literal_text: str) -> list[str]:
         """The special tokens, and the other added ones that a template writes."""
         return [

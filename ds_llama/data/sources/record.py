@@ -37,9 +37,9 @@ class Record(NamedTuple):
     """One document, or one that could not be read: then `problem` says why and `text` is empty.
 
     `where` is `file`, `file:line` or `file:row`, both from 1; `position` the bytes of the file
-    consumed so far. With `Options.objects`, `value` is the object and `text` that object as JSON
-    with sorted keys: equal objects have equal texts. A problem is counted by its first words, up to
-    a colon or semicolon; `raw` is what the file says there, cut off.
+    consumed so far. With `Options.objects`, `value` is the object and `text` that object as JSON,
+    its keys in their order, which a chat template may show. A problem is counted by its first
+    words, up to a colon or semicolon; `raw` is what the file says there, cut off.
     """
 
     text: str
@@ -70,7 +70,7 @@ def record_of(value: object, where: str, position: int, options: Options) -> Rec
 
 def _object(value: dict[str, Any], where: str, position: int) -> Record:
     # Rows of a table may hold dates, decimals and bytes.
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     if _SURROGATES.search(text):
         text = _SURROGATES.sub("\ufffd", text)
         value = json.loads(text)

@@ -13,7 +13,6 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -76,8 +75,8 @@ class TextEncoder:
         self([""])  # before hours of work
 
     def __call__(self, texts: list[str]) -> Sequence[Document | str]:
-        encode, bos, eos = self._tokenizer.encode, self._policy.bos, self._policy.eos
-        return [Document(encode(text, bos=bos, eos=eos)) for text in texts]
+        bos, eos = self._policy.bos, self._policy.eos
+        return [Document(ids) for ids in self._tokenizer.encode_batch(texts, bos, eos)]
 
 
 def encoder_of(policy: Policy) -> Encoder:
@@ -127,12 +126,16 @@ def encode(texts: list[str], encoder: Encoder, policy: Policy) -> Splits:
 
 def _joined(documents: list[Document], dtype: np.dtype[Any], masked: bool) -> Encoded:
     sizes = np.array([len(document.ids) for document in documents], dtype=np.int32)
-    count = int(sizes.sum())
-    ids = np.fromiter(chain.from_iterable(d.ids for d in documents), dtype, count)
+    ids = _concatenated([document.ids for document in documents], dtype)
     if not masked:
         return Encoded(ids, sizes, None)
-    masks = chain.from_iterable(d.mask or () for d in documents)
-    return Encoded(ids, sizes, np.fromiter(masks, np.uint8, count))
+    masks = [document.mask or () for document in documents]
+    return Encoded(ids, sizes, _concatenated(masks, np.dtype(np.uint8)))
+
+
+def _concatenated(parts: list[Sequence[int]], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    # An array first: without one there is nothing to concatenate.
+    return np.concatenate([np.empty(0, dtype), *(np.asarray(part, dtype) for part in parts)])
 
 
 def encode_all(

@@ -46,6 +46,7 @@ class Tokenizer(Protocol):
     @property
     def sha256(self) -> str: ...
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]: ...
+    def encode_batch(self, texts: list[str], bos: bool, eos: bool) -> Sequence[Sequence[int]]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
     def save(self, folder: str | os.PathLike[str]) -> None: ...
 
@@ -70,6 +71,10 @@ class _FileTokenizer(ABC):
         if eos:
             ids.append(self._special("EOS", self.eos_id))
         return ids
+
+    def encode_batch(self, texts: list[str], bos: bool, eos: bool) -> Sequence[Sequence[int]]:
+        """As `encode` of each; arrays of int32 where they cost less."""
+        return [self.encode(text, bos, eos) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         plain = [int(i) for i in ids]
@@ -119,6 +124,16 @@ class SentencePieceTokenizer(_FileTokenizer):
         self.bos_id, self.eos_id, self.pad_id = (
             i if i >= 0 else None for i in (model.bos_id(), model.eos_id(), model.pad_id())
         )
+
+    def encode_batch(self, texts: list[str], bos: bool, eos: bool) -> Sequence[Sequence[int]]:
+        if not hasattr(self._model, "EncodeAsNumpy"):  # an older sentencepiece
+            return super().encode_batch(texts, bos, eos)
+        if texts:
+            self.encode("", bos, eos)  # raises for a token that is not there
+        arrays: list[Any] = self._model.EncodeAsNumpy(
+            texts, add_bos=bos, add_eos=eos, num_threads=1
+        )
+        return arrays
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._model.encode(text)

@@ -65,7 +65,15 @@ def record_of(value: object, where: str, position: int, options: Options) -> Rec
     if not isinstance(text, str):
         kind = type(text).__name__
         return Record("", where, position, f'field "{field}" is not a string but {kind}')
-    return Record(_SURROGATES.sub("\ufffd", text), where, position)
+    return Record(_encodable(text), where, position)
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()  # many times faster than to search
+    except UnicodeEncodeError:
+        return _SURROGATES.sub("\ufffd", text)
+    return text
 
 
 def _object(value: dict[str, Any], where: str, position: int) -> Record:

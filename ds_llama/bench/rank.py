@@ -34,7 +34,7 @@ from ds_llama.bench.program import Program, open_program
 from ds_llama.checkpoint import ranks
 from ds_llama.config import load_run
 from ds_llama.config.resolve import Resolved
-from ds_llama.data import open_data
+from ds_llama.data import open_corpora
 from ds_llama.data.loader import Batch, Loader
 from ds_llama.errors import ConfigError
 from ds_llama.measure import memory, rates, theory
@@ -272,7 +272,7 @@ def _affinity() -> list[int]:
 def open_loader(resolved: Resolved) -> Iterator[Loader]:
     """This rank's batches of the run's data, in the run's order."""
     run = resolved.run
-    dataset, order = open_data(run.data.train, run.data.sequence_length, run.train.seed)
+    dataset, order = open_corpora(run.data, run.data.train, run.train.seed)
     loader = Loader(
         dataset,
         order,

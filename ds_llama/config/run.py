@@ -77,12 +77,26 @@ _Several = Annotated[tuple[Corpus, ...], Strict(False), AfterValidator(_not_empt
 
 
 class DataConfig(Frozen):
-    """Shards by their prefix, relative to the working directory."""
+    """Shards by their prefix, relative to the working directory, and how they become rows.
+
+    packing: "windows" cuts the stream of tokens, "best_fit" lays whole documents into rows, "none"
+    gives each a row. attention_mask: "block_causal" keeps documents apart and begins positions
+    again at each; null means "causal" for windows, and the other two are "block_causal" always.
+    truncation: what becomes of documents longer than a row where they are not cut into windows.
+    """
 
     train: Annotated[_One | _Several, Discriminator(_form)]
     validation: str | None = None
     sequence_length: Whole = Field(default=2048, ge=2)
+    packing: Literal["windows", "best_fit", "none"] = "windows"
+    attention_mask: Literal["causal", "block_causal"] | None = None
+    truncation: Literal["right", "left", "drop", "split"] = "right"
     tokenizer: str | None = None
+
+    @property
+    def block_causal(self) -> bool:
+        """Whether attention ends at the documents' borders."""
+        return self.packing != "windows" or self.attention_mask == "block_causal"
 
     @field_validator("train", mode="before")
     @classmethod

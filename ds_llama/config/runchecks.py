@@ -13,6 +13,7 @@ def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
     """Contradictions within a run and with its model; keys are paths in the run JSON."""
     yield from _length(run)
     yield from _sequence(run, model)
+    yield from _packing(run)
     yield from _batch(run)
     yield from _schedule(run)
     yield from _plateau(run)
@@ -49,6 +50,28 @@ def _sequence(run: Run, model: LlamaConfig | None) -> Iterator[Problem]:
             f"data.sequence_length ({length}) is beyond the model's max_position_embeddings "
             f"({model.max_position_embeddings})",
             f"take at most {model.max_position_embeddings}, or scale the model's RoPE",
+        )
+
+
+def _packing(run: Run) -> Iterator[Problem]:
+    data = run.data
+    if data.packing != "windows" and data.attention_mask == "causal":
+        yield Problem(
+            "packing-across-documents",
+            "error",
+            "data.attention_mask",
+            f"data.packing {data.packing!r} keeps documents apart, and data.attention_mask is "
+            "'causal'",
+            'remove data.attention_mask, or write "packing": "windows"',
+        )
+    if data.packing == "windows" and data.truncation != "right":
+        yield Problem(
+            "truncation-of-windows",
+            "error",
+            "data.truncation",
+            f"data.truncation {data.truncation!r} does nothing where data.packing is 'windows': no "
+            "document is shortened",
+            'remove it, or write "packing": "best_fit" or "none"',
         )
 
 
@@ -171,6 +194,10 @@ def _compiled(run: Run) -> Iterator[Problem]:
     others = {
         f"train.recompute.part {part!r}": (part != "block", "it would break each block's graph"),
         "train.reproducible": (train.reproducible, "it has not been shown to give equal bits"),
+        "documents that are kept apart": (
+            run.data.block_causal,
+            "each batch has documents of other lengths, and would be compiled anew",
+        ),
     }
     for name, (used, why) in others.items():
         if used:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ds_llama.data.corpora import open_data
+from ds_llama.data.corpora import open_corpora, open_data
 from ds_llama.data.shards import Shard, ShardWriter, check_vocabulary
 
-__all__ = ["Shard", "ShardWriter", "check_vocabulary", "open_data"]
+__all__ = ["Shard", "ShardWriter", "check_vocabulary", "open_corpora", "open_data"]

@@ -6,20 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from ds_llama.config.run import DataConfig
+from ds_llama.data.documents import DocumentDataset
 from ds_llama.data.mixing import ConcatenatedDataset, MixtureSampler
 from ds_llama.data.packing import PackedDataset
+from ds_llama.data.sample import Dataset
 from ds_llama.data.sampler import Sampler
 from ds_llama.data.shards import Shard
-
-
-class Dataset(Protocol):
-    """Windows of equal length: int64 arrays of T tokens."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> npt.NDArray[np.int64]: ...
 
 
 class Order(Protocol):
@@ -33,18 +26,52 @@ class Order(Protocol):
 Corpora = str | os.PathLike[str] | Sequence[Mapping[str, Any] | Any]
 
 
-def open_data(paths: Corpora, sequence_length: int, seed: int) -> tuple[Dataset, Order]:
+def open_data(
+    paths: Corpora,
+    sequence_length: int,
+    seed: int,
+    *,
+    packing: str = "windows",
+    block_causal: bool = False,
+    truncation: str = "right",
+) -> tuple[Dataset, Order]:
     """Open a shard prefix, or a weighted list of `{"path", "weight"}` (mappings or objects).
 
-    Raises `DataError` for a shard that is missing or damaged, or too short for one window.
+    The other words are those of `DataConfig`. Raises `DataError` for a shard that is missing or
+    damaged, or that does not fill one row.
     """
+
+    def dataset(path: str | os.PathLike[str]) -> Dataset:
+        if packing == "windows":
+            return PackedDataset(Shard(path), sequence_length, block_causal=block_causal)
+        return DocumentDataset(Shard(path), sequence_length, packing, truncation)
+
     if isinstance(paths, (str, os.PathLike)):
-        dataset = PackedDataset(Shard(paths), sequence_length)
-        return dataset, Sampler(len(dataset), seed)
+        single = dataset(paths)
+        return single, Sampler(len(single), seed)
     entries = [_path_and_weight(entry) for entry in paths]
-    parts = [PackedDataset(Shard(path), sequence_length) for path, _ in entries]
+    parts = [dataset(path) for path, _ in entries]
     order = MixtureSampler([len(part) for part in parts], [weight for _, weight in entries], seed)
     return ConcatenatedDataset(parts), order
+
+
+def open_corpora(data: DataConfig, paths: Corpora, seed: int) -> tuple[Dataset, Order]:
+    """`open_data` as a run's `data` section says; `paths` is its `train` or its `validation`."""
+    return open_data(
+        paths,
+        data.sequence_length,
+        seed,
+        packing=data.packing,
+        block_causal=data.block_causal,
+        truncation=data.truncation,
+    )
+
+
+def packed_lines(dataset: Dataset) -> list[str]:
+    """What was made of each shard's documents, for a person; empty for windows."""
+    parts = dataset.parts if isinstance(dataset, ConcatenatedDataset) else [dataset]
+    held = [part for part in parts if isinstance(part, DocumentDataset)]
+    return [f"{part.shard.prefix}: {part.packed}" for part in held]
 
 
 def _path_and_weight(entry: Mapping[str, Any] | Any) -> tuple[str, float]:

@@ -7,24 +7,21 @@ import threading
 from collections.abc import Iterator
 from types import TracebackType
 
-import numpy as np
-import torch
-
-from ds_llama.data.corpora import Dataset, Order
+from ds_llama.data.collate import Batch, collate
+from ds_llama.data.corpora import Order
+from ds_llama.data.sample import Dataset
 from ds_llama.data.shards import vocabulary_error
 from ds_llama.errors import ConfigError
 
-Batch = dict[str, torch.Tensor]
 _POLL_S = 0.1
 
 
 class Loader:
     """Endless steps for one rank; a step is a list of micro-batches, one per accumulation.
 
-    Each micro-batch is `{"input_ids", "labels"}`: int64 CPU tensors (micro, T), labels equal to the
-    input (Hugging Face's convention: the model shifts). Step s, from 0, is made of the samples
-    s*G ... (s+1)*G-1 of the order whatever the world size; G is `global_batch_size`. A run that
-    goes on with another G says how many samples it has seen: `start_sample`, the first of
+    Each micro-batch is what `collate` makes of as many samples. Step s, from 0, is made of the
+    samples s*G ... (s+1)*G-1 of the order whatever the world size; G is `global_batch_size`. A run
+    that goes on with another G says how many samples it has seen: `start_sample`, the first of
     `start_step`.
 
         samples   0 1 | 2 3 | 4 5 | 6 7        G = 8, micro 2, world 2, accumulation 2
@@ -76,12 +73,12 @@ class Loader:
         return [self._micro_batch(range(s, s + micro)) for s in starts]
 
     def _micro_batch(self, samples: range) -> Batch:
-        windows = np.stack([self.dataset[self.sampler.index(sample)] for sample in samples])
-        largest = int(windows.max())
+        rows = [self.dataset[self.sampler.index(sample)] for sample in samples]
+        batch = collate(rows, self.dataset.block_causal)
+        largest = int(batch["input_ids"].max())
         if self.vocab_size is not None and largest >= self.vocab_size:
             raise vocabulary_error(largest, self.vocab_size, where=repr(self.dataset))
-        ids = torch.from_numpy(windows)
-        return {"input_ids": ids, "labels": ids.clone()}
+        return batch
 
     def _work(self, step: int) -> None:
         try:

@@ -11,7 +11,7 @@ from math import gcd, lcm
 import numpy as np
 import numpy.typing as npt
 
-from ds_llama.data.packing import PackedDataset
+from ds_llama.data.sample import Dataset, Sample
 from ds_llama.data.sampler import Sampler, mix
 from ds_llama.errors import ConfigError
 
@@ -21,16 +21,17 @@ _LONGEST_PERIOD = 1 << 20
 class ConcatenatedDataset:
     """Datasets end to end; index i is looked up in the one that holds it."""
 
-    def __init__(self, parts: Sequence[PackedDataset]) -> None:
+    def __init__(self, parts: Sequence[Dataset]) -> None:
         self.parts = list(parts)
+        self.block_causal = any(part.block_causal for part in self.parts)
         self.starts = [0, *accumulate(len(part) for part in parts)]
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def __getitem__(self, index: int) -> npt.NDArray[np.int64]:
+    def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
-            raise IndexError(f"window {index} of {len(self)}")
+            raise IndexError(f"row {index} of {len(self)}")
         part = bisect_right(self.starts, index) - 1
         return self.parts[part][index - self.starts[part]]
 

@@ -1,16 +1,18 @@
-"""Fixed-length windows over a shard's tokens, across document borders."""
+"""Fixed-length windows over a shard's tokens, whatever documents they cut."""
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
+from bisect import bisect_right
 
+import numpy as np
+
+from ds_llama.data.sample import IGNORED, Sample
 from ds_llama.data.shards import Shard
 from ds_llama.errors import ConfigError, DataError
 
 
 class PackedDataset:
-    """Window i is `tokens[i*(T-1) : i*(T-1)+T]`: int64, T tokens.
+    """Window i is `tokens[i*(T-1) : i*(T-1)+T]`, as a Sample of T tokens.
 
     Neighbours share one token, so that every token but the first is predicted exactly once:
 
@@ -19,16 +21,13 @@ class PackedDataset:
         window 1        3 4 5 6              predicts 4 5 6
         window 2              6 7 8 9        predicts 7 8 9
 
-    The at most T-2 tokens after the last whole window are left out.
+    The at most T-2 tokens after the last whole window are left out. With `block_causal` a window is
+    the documents, or parts of them, that lie in it, and no document's first token is learnt: what
+    stands before it is another document's.
     """
 
-    def __init__(self, shard: Shard, sequence_length: int) -> None:
-        if sequence_length < 2:
-            raise ConfigError(
-                f"a window of {sequence_length} tokens predicts nothing",
-                where="data.sequence_length",
-                remedy="set data.sequence_length to 2 or more",
-            )
+    def __init__(self, shard: Shard, sequence_length: int, *, block_causal: bool = False) -> None:
+        check_length(sequence_length)
         if shard.num_tokens < sequence_length:
             raise DataError(
                 f"the corpus has {shard.num_tokens} tokens, one window needs {sequence_length}",
@@ -37,15 +36,43 @@ class PackedDataset:
                 "shard, or set a smaller data.sequence_length",
             )
         self.shard, self.sequence_length = shard, sequence_length
+        self.block_causal = block_causal
 
     def __len__(self) -> int:
         return (self.shard.num_tokens - 1) // (self.sequence_length - 1)
 
-    def __getitem__(self, index: int) -> npt.NDArray[np.int64]:
+    def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
         start = index * (self.sequence_length - 1)
-        return self.shard.read(start, self.sequence_length).astype(np.int64)
+        ids = self.shard.read(start, self.sequence_length).astype(np.int64)
+        if not self.block_causal:
+            return Sample(ids, ids, (len(ids),))
+        first = self._document_starts(start)
+        labels = ids.copy()
+        labels[first] = IGNORED
+        return Sample(ids, labels, tuple(np.diff([*first, len(ids)]).tolist()))
+
+    def _document_starts(self, start: int) -> list[int]:
+        """Where documents begin in the window, its own beginning first; empty ones left out."""
+        shard, end = self.shard, start + self.sequence_length
+        document = bisect_right(range(shard.num_documents), start, key=shard.document_start)
+        found = [0]
+        while document < shard.num_documents and (border := shard.document_start(document)) < end:
+            if border - start > found[-1]:
+                found.append(border - start)
+            document += 1
+        return found
 
     def __repr__(self) -> str:
         return f"PackedDataset({self.shard.prefix!r}, sequence_length={self.sequence_length})"
+
+
+def check_length(sequence_length: int) -> None:
+    """ConfigError for rows in which nothing can be predicted."""
+    if sequence_length < 2:
+        raise ConfigError(
+            f"a window of {sequence_length} tokens predicts nothing",
+            where="data.sequence_length",
+            remedy="set data.sequence_length to 2 or more",
+        )

@@ -228,6 +228,17 @@ class Shard:
     def num_documents(self) -> int:
         return len(self.document_starts) - 1
 
+    def document_start(self, document: int) -> int:
+        """Tokens before a document's first, for 0 to `num_documents`; the last is the end."""
+        sequence = int(self.document_starts[document])
+        whole = sequence == len(self.sizes)
+        return self.num_tokens if whole else int(self.offsets[sequence]) // self.dtype.itemsize
+
+    def document_borders(self) -> npt.NDArray[np.int64]:
+        """Every `document_start` at once, int64: 8 bytes a document."""
+        starts = np.append(self.offsets // self.dtype.itemsize, self.num_tokens)
+        return np.asarray(starts[self.document_starts], np.int64)
+
     def read(self, start_token: int, count: int) -> Ids:
         """`count` tokens from `start_token` on, across sequence borders."""
         if start_token < 0 or start_token + count > self.num_tokens:

@@ -7,22 +7,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
+from ds_llama.data.collate import Batch, collate
+from ds_llama.data.sample import IGNORED, Sample
 from ds_llama.data.shards import vocabulary_error
 from ds_llama.errors import CallError
 from ds_llama.evals.asking import device_of, eval_mode, rank_and_world
 from ds_llama.measure import pulse
-
-_IGNORED = -100
+from ds_llama.model.inputs import inputs_of
+from ds_llama.model.traits import find_traits
 
 
 class Windows(Protocol):
-    """Sequences of equal length, int64 (T,), each predicted in all tokens but its first.
+    """Samples; or sequences of equal length, int64 (T,), predicted in all tokens but the first.
 
-    Or pairs of such a sequence and its labels, -100 where nothing is predicted.
+    Or pairs of such a sequence and its labels, -100 where nothing is predicted. Documents are kept
+    apart where there is an attribute `block_causal`, and it is true.
     """
 
     def __len__(self) -> int: ...
@@ -76,47 +78,49 @@ def evaluate(
             where="evaluation",
             remedy="give a validation shard of at least one window, and max_batches of 1 or more",
         )
-    device = device_of(model)
+    device, module = device_of(model), getattr(model, "module", model)
     sums = torch.zeros(2, dtype=torch.float64)
     with eval_mode(model):
-        for ids, labels in _batches(dataset, micro_batch_size, max_batches):
+        for batch in _batches(dataset, micro_batch_size, max_batches):
             pulse.HERE.alive()
-            if vocab_size is not None and int(ids.max()) >= vocab_size:
-                raise vocabulary_error(int(ids.max()), vocab_size, where=repr(dataset))
-            loss = model(input_ids=ids.to(device), labels=labels.to(device)).loss
-            valid = int((labels[:, 1:] != _IGNORED).sum())
+            largest = int(batch["input_ids"].max())
+            if vocab_size is not None and largest >= vocab_size:
+                raise vocabulary_error(largest, vocab_size, where=repr(dataset))
+            loss = model(**inputs_of(batch, device, find_traits(module))).loss
+            valid = int((batch["labels"][:, 1:] != IGNORED).sum())
             if valid:  # else the mean of nothing, which some models call NaN
                 sums += torch.tensor([float(loss) * valid, valid], dtype=torch.float64)
     total, tokens = _over_ranks(sums, device).tolist()
     return Perplexity(total / tokens if tokens else math.nan, int(tokens))
 
 
-def _batches(
-    dataset: Windows, micro_batch_size: int, max_batches: int | None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """This rank's batches (ids, labels), int64 (b, T); as many on every rank.
+def _batches(dataset: Windows, micro_batch_size: int, max_batches: int | None) -> Iterator[Batch]:
+    """This rank's batches; as many on every rank.
 
     A rank whose turn is past the end sees the first window without labels: at ZeRO-3 its
     parameters are needed by the others' forward pass.
     """
     rank, world = rank_and_world()
+    apart = getattr(dataset, "block_causal", False)
     count = math.ceil(len(dataset) / micro_batch_size)
     count = count if max_batches is None else min(count, max_batches)
     for turn in range(math.ceil(count / world)):
-        batch = turn * world + rank
-        start = batch * micro_batch_size
-        if batch >= count:
-            ids = torch.from_numpy(_ids_and_labels(dataset[0])[0])[None]
-            yield ids, torch.full_like(ids, _IGNORED)
+        number = turn * world + rank
+        start = number * micro_batch_size
+        if number >= count:
+            batch = collate([_sample(dataset[0])], apart)
+            batch["labels"].fill_(IGNORED)
+            yield batch
             continue
         stop = min(start + micro_batch_size, len(dataset))
-        pairs = [_ids_and_labels(dataset[index]) for index in range(start, stop)]
-        ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
-        yield ids, labels
+        yield collate([_sample(dataset[index]) for index in range(start, stop)], apart)
 
 
-def _ids_and_labels(window: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    return window if isinstance(window, tuple) else (window, window)
+def _sample(window: Any) -> Sample:
+    if isinstance(window, Sample):
+        return window
+    ids, labels = window if isinstance(window, tuple) else (window, window)
+    return Sample(ids, labels, (len(ids),))
 
 
 def _over_ranks(sums: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Causal grouped-query attention (Ainslie et al. 2023) through torch's SDPA.
 
 Without padding no mask exists: SDPA's causal path is used, which is the flash kernel where there is
-one (on the CPU too). A dense mask is made once per forward pass, for all layers, when a batch is
-padded or when several new tokens meet a cache.
+one (on the CPU too). Documents that are kept apart are a call of it each, which costs the squares
+of their lengths, not of the row's. A dense mask is made once per forward pass, for all layers, when
+a batch is padded or when several new tokens meet a cache.
 
 With a cache, which is how text is written, operations and their order are transformers', so that in
 every dtype the logits have its bits and a greedy text its tokens. Without one the rotation is in
@@ -14,6 +15,8 @@ K key/value heads, d head dim.
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,8 +24,13 @@ from torch import Tensor, nn
 from ds_llama.config import LlamaConfig
 from ds_llama.errors import ModelError
 from ds_llama.model.cache import Cache
+from ds_llama.model.documents import Lengths
 from ds_llama.model.linear import Linear
 from ds_llama.model.rope import rotate, rotate_rounded
+
+# Where a query may look: bool (B or 1, 1, T, S), or nowhere but in its document, by the lengths of
+# the documents of all rows; None is causal.
+Mask = Tensor | Lengths | None
 
 
 class Attention(nn.Module):
@@ -42,19 +50,21 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: Cache | None = None,
     ) -> Tensor:
-        """mask: bool (B or 1, 1, T, S), True where a query may look; None is causal."""
         heads = (*x_BTD.shape[:2], -1, self.head_dim)
         q_BTHd, k_BTKd = self.q_proj(x_BTD).view(heads), self.k_proj(x_BTD).view(heads)
-        v_BKTd = self.v_proj(x_BTD).view(heads).transpose(1, 2)
+        v_BTKd = self.v_proj(x_BTD).view(heads)
         turned = rotate if cache is None else rotate_rounded
         q_BTHd, k_BTKd = turned(q_BTHd, k_BTKd, cos, sin)
-        q_BHTd, k_BKSd, v_BKSd = q_BTHd.transpose(1, 2), k_BTKd.transpose(1, 2), v_BKTd
-        if cache is not None:
-            k_BKSd, v_BKSd = cache.update(self.layer, k_BKSd, v_BKTd)
         dropout = self.dropout if self.training else 0.0
+        if isinstance(mask, tuple):
+            out_BTHd = attend_apart(q_BTHd, k_BTKd, v_BTKd, mask, dropout)
+            return self.o_proj(out_BTHd.flatten(2))
+        q_BHTd, k_BKSd, v_BKSd = (t.transpose(1, 2) for t in (q_BTHd, k_BTKd, v_BTKd))
+        if cache is not None:
+            k_BKSd, v_BKSd = cache.update(self.layer, k_BKSd, v_BKSd)
         out_BHTd = attend(q_BHTd, k_BKSd, v_BKSd, mask, dropout, whole=cache is not None)
         return self.o_proj(out_BHTd.transpose(1, 2).flatten(2))
 
@@ -91,6 +101,24 @@ def attend(
         is_causal=mask is None and tokens > 1,
         enable_gqa=groups > 1 and fused,
     )
+
+
+def attend_apart(
+    q_BTHd: Tensor, k_BTKd: Tensor, v_BTKd: Tensor, lengths: Lengths, dropout: float = 0.0
+) -> Tensor:
+    """Causal attention within each document, (B, T, H, d); `lengths` sum to B T.
+
+    Neighbours of equal length go together. Split and joined once, so that the gradients are joined
+    and split again, and not summed into a row of zeros for each document.
+    """
+    alike = [(length, len(list(same))) for length, same in groupby(lengths)]
+    sizes = [length * count for length, count in alike]
+    parts = zip(*(t.flatten(0, 1).split(sizes) for t in (q_BTHd, k_BTKd, v_BTKd)), strict=True)
+    outs = []
+    for (length, _), part in zip(alike, parts, strict=True):
+        q, k, v = (t.unflatten(0, (-1, length)).transpose(1, 2) for t in part)
+        outs.append(attend(q, k, v, None, dropout).transpose(1, 2).flatten(0, 1))
+    return torch.cat(outs).view_as(q_BTHd)
 
 
 def _is_half(tensor: Tensor) -> bool:

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from ds_llama.config import LlamaConfig
 from ds_llama.errors import ModelError
-from ds_llama.model.attention import Attention, dense_mask
+from ds_llama.model.attention import Attention, Mask, dense_mask
 from ds_llama.model.cache import Cache
+from ds_llama.model.documents import DOCUMENT_LENGTHS, find_lengths, positions_of
 from ds_llama.model.init import initialize_
 from ds_llama.model.linear import Embedding
 from ds_llama.model.loss import LMHead, Reduction
@@ -63,7 +64,7 @@ class Block(nn.Module):
         x_BTD: Tensor,
         cos: Tensor,
         sin: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask = None,
         cache: Cache | None = None,
     ) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos, sin, mask, cache)
@@ -86,13 +87,19 @@ class LlamaModel(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
+        document_lengths: Tensor | None = None,
     ) -> Tensor:
         past, tokens = (0 if cache is None else cache.length), input_ids.shape[1]
+        lengths = None
+        if attention_mask is None and cache is None:
+            lengths = find_lengths(document_lengths, position_ids, input_ids.shape)
+        if lengths is not None and position_ids is None:
+            position_ids = positions_of(lengths, input_ids.shape, input_ids.device)
         if position_ids is None:
             cos, sin = self.rotary(past, past + tokens, input_ids.device)
         else:
-            cos, sin = self.rotary.at(position_ids)
-        mask = dense_mask(attention_mask, past, input_ids.shape, input_ids.device)
+            cos, sin = self.rotary.at(position_ids, max(lengths) if lengths else None)
+        mask = lengths or dense_mask(attention_mask, past, input_ids.shape, input_ids.device)
         x_BTD = self.embed_tokens(input_ids)
         for block in self.layers:
             x_BTD = block(x_BTD, cos, sin, mask, cache)
@@ -128,18 +135,27 @@ class Llama(nn.Module):
         loss_weights: Tensor | None = None,
         reduction: Reduction = "mean",
         logits_to_keep: int = 0,
+        document_lengths: Tensor | None = None,
     ) -> LlamaOutput:
         """Logits (B, T, V) in the training dtype, or with `labels` the loss in fp32.
 
         input_ids: int (B, T). attention_mask: (B, past + T), nonzero for real tokens; None means
         all. position_ids: int (B, T); counted from the first token when None, padding included, as
-        transformers does. labels: int64 (B, T), shifted inside, -100 ignored. loss_weights: (B, T),
-        a factor for the loss of predicting each label. reduction: "mean" over the valid tokens,
-        "sum", or "none" for (B, T). logits_to_keep: of the last so many tokens only; 0 means all.
+        transformers does; where they begin again without attention_mask and cache, another document
+        begins, and no token attends to one of another. document_lengths: int (B, n), the same said
+        by each row's lengths, then zeros; on the CPU it is read without waiting for a device. Both
+        given, they must agree. labels: int64 (B, T), shifted inside, -100 ignored. loss_weights:
+        (B, T), a factor for the loss of predicting each label. reduction: "mean" over the valid
+        tokens, "sum", or "none" for (B, T). logits_to_keep: of the last so many tokens only; 0
+        means all.
         Raises ModelError where shapes, labels or the cache do not fit.
         """
         _check_shapes(input_ids, position_ids=position_ids, labels=labels, weights=loss_weights)
-        x_BTD = self.model(input_ids, attention_mask, position_ids, past_key_values)
+        if document_lengths is not None:
+            _refuse(attention_mask=attention_mask, past_key_values=past_key_values)
+        x_BTD = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, document_lengths
+        )
         if labels is not None:
             loss = self.lm_head(x_BTD, labels, loss_weights, reduction)
             return LlamaOutput(loss=loss, past_key_values=past_key_values)
@@ -170,4 +186,14 @@ def _check_shapes(input_ids: Tensor, **others: Tensor | None) -> None:
                 f"{name} has shape {tuple(tensor.shape)}, input_ids {tuple(input_ids.shape)}",
                 where=name,
                 remedy="give them one entry per token; labels are shifted inside the model",
+            )
+
+
+def _refuse(**others: object) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise ModelError(
+                f"document_lengths and {name} are both given",
+                where=DOCUMENT_LENGTHS,
+                remedy="give one of them; padding is a document of its own",
             )

@@ -138,10 +138,15 @@ class RotaryTable:
         cos, sin = self._tables
         return cos[start:stop], sin[start:stop]
 
-    def at(self, positions_BT: Tensor) -> Tables:
-        """cos and sin of given positions, each fp32 (B, T, 1, h)."""
-        dynamic = self.parameters.rope_type == "dynamic"
-        return self.compute(positions_BT, int(positions_BT.max()) + 1 if dynamic else 0)
+    def at(self, positions_BT: Tensor, longest: int | None = None) -> Tables:
+        """cos and sin of given positions, each fp32 (B, T, 1, h).
+
+        longest: the greatest position and one, read from the device where it is wanted and None.
+        """
+        running = 0
+        if self.parameters.rope_type == "dynamic":
+            running = int(positions_BT.max()) + 1 if longest is None else longest
+        return self.compute(positions_BT, running)
 
     def compute(self, positions: Tensor, sequence_length: int) -> Tables:
         """Tables of any integer positions (…,), each fp32 (…, 1, h), without the cache."""

@@ -34,7 +34,9 @@ class Traits:
     Parameter when the model's config ties embeddings. column_parallel, row_parallel: weights split
     by output or by input rows under tensor parallelism. no_decay is looked at before decay.
     sum_loss: keyword arguments of forward that make `.loss` the sum over valid tokens; None when
-    the model knows only their mean.
+    the model knows only their mean. apart: keyword arguments of forward with which it attends
+    within documents only, each of which begins where `position_ids` begin again; None when it
+    cannot. takes_lengths: forward takes `document_lengths` too (`model.documents`).
     """
 
     block_class: type[nn.Module] | None = None
@@ -47,6 +49,8 @@ class Traits:
     sum_loss: Mapping[str, Any] | None = field(default=None, hash=False)
     attention_class: type[nn.Module] | None = None
     mlp_class: type[nn.Module] | None = None
+    apart: Mapping[str, Any] | None = field(default=None, hash=False)
+    takes_lengths: bool = False
 
 
 def register_traits(cls: type[nn.Module] | str, traits: Traits | Callable[[], Traits]) -> None:
@@ -154,12 +158,15 @@ def _huggingface() -> Traits:
         sum_loss={"num_items_in_batch": 1},
         attention_class=theirs.LlamaAttention,
         mlp_class=theirs.LlamaMLP,
+        # With a cache, which it makes by default, positions say nothing of documents there.
+        apart={"use_cache": False},
     )
 
 
 def _ours() -> Traits:
     halves = {"attention_class": Attention, "mlp_class": MLP}
-    return Traits(Block, (Block,), **_ROWS, sum_loss={"reduction": "sum"}, **halves)
+    known = {"sum_loss": {"reduction": "sum"}, "apart": {}, "takes_lengths": True}
+    return Traits(Block, (Block,), **_ROWS, **known, **halves)
 
 
 _registry: dict[str, Traits | Callable[[], Traits]] = {}

@@ -20,7 +20,7 @@ from ds_llama.commit.lock import RunLock
 from ds_llama.config.changes import changes
 from ds_llama.config.resolve import Resolved
 from ds_llama.config.run import Run
-from ds_llama.data import open_data
+from ds_llama.data.corpora import open_corpora, packed_lines
 from ds_llama.data.loader import Loader
 from ds_llama.evals.perplexity import Perplexity, evaluate
 from ds_llama.measure import memory
@@ -147,7 +147,9 @@ def _say_resumed(folder: Path, resolved: Resolved, most: memory.Watch) -> None:
 def _training_data(resolved: Resolved) -> tuple[int, Callable[[TrainState], Loader]]:
     """Steps of the run, and the loader from where it stands on."""
     run = resolved.run
-    dataset, sampler = open_data(run.data.train, run.data.sequence_length, run.train.seed)
+    dataset, sampler = open_corpora(run.data, run.data.train, run.train.seed)
+    for line in packed_lines(dataset) if world.rank() == 0 else ():
+        print(line, file=sys.stderr)
     batch = resolved.global_batch_size
     total = resolved.total_steps or max(1, round(run.train.epochs * len(dataset)) // batch)
 
@@ -177,7 +179,7 @@ def _validation(engine: Any, resolved: Resolved) -> Callable[[], Perplexity] | N
     data, settings = resolved.run.data, resolved.run.evaluation
     if data.validation is None:
         return None
-    dataset, _ = open_data(data.validation, data.sequence_length, resolved.run.train.seed)
+    dataset, _ = open_corpora(data, data.validation, resolved.run.train.seed)
     return lambda: evaluate(
         engine,
         dataset,

@@ -23,6 +23,7 @@ import torch
 
 from ds_llama.errors import DataError
 from ds_llama.measure import accounting
+from ds_llama.model.inputs import inputs_of
 from ds_llama.zero import engine as engines
 from ds_llama.zero import skipping, world
 
@@ -78,7 +79,8 @@ def take_step(
     """Forward, backward and update over one accumulation window; collective.
 
     window: as many micro-batches as `gradient_accumulation_steps`, each with `input_ids` and
-    `labels`, int64 (B, T), and optionally `attention_mask` and `position_ids`.
+    `labels`, int64 (B, T), and optionally `attention_mask` and `position_ids`, or the latter and
+    `document_lengths` (`data.collate`), which stays where it is.
     accept: asked before the update, on every rank, with the loss of the global batch and, at
     stage 0, the norm of its gradient; there is no update if it says False.
     Returns None, on every rank and without a step, if any rank says `stop`.
@@ -117,7 +119,7 @@ def _run(
     device, losses = world.device(), []
     for number, batch in enumerate(window, start=1):
         with accounting.phase("forward"):
-            inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+            inputs = inputs_of(batch, device, engine.ds_llama.traits)
             loss = _summed_loss(engine, inputs, valid_tokens(batch))
             losses.append(loss.detach().float())
         with accounting.phase("backward"):
@@ -151,7 +153,7 @@ def _sum_over_ranks(losses: torch.Tensor) -> float:
         return math.nan
 
 
-def _summed_loss(engine: Any, inputs: Batch, tokens: int) -> torch.Tensor:
+def _summed_loss(engine: Any, inputs: dict[str, Any], tokens: int) -> torch.Tensor:
     """Sum of the micro-batch's cross-entropies, asked for in the words of the model's traits.
 
     A model whose traits know no such words returns the mean over its valid tokens.

@@ -5,19 +5,22 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from ds_llama.data import open_data
-from ds_llama.data.loader import Batch, Loader
+from ds_llama.data.collate import Batch
+from ds_llama.data.loader import Loader
+from ds_llama.data.sample import Sample
 from ds_llama.data.sampler import Sampler
 from ds_llama.errors import ConfigError, DataError
 from tests.unit.data.conftest import write_shard
 
 
 class Numbers:
-    """Window i is [i, i, i]; one index can be made to fail."""
+    """Row i is [i, i, i]; one index can be made to fail."""
+
+    block_causal = False
 
     def __init__(self, length: int, broken: int | None = None) -> None:
         self.length, self.broken = length, broken
@@ -25,10 +28,11 @@ class Numbers:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> npt.NDArray[np.int64]:
+    def __getitem__(self, index: int) -> Sample:
         if index == self.broken:
             raise OSError("the disk is gone")
-        return np.full(3, index, dtype=np.int64)
+        ids = np.full(3, index, dtype=np.int64)
+        return Sample(ids, ids, (3,))
 
 
 def firsts(batches: list[Batch]) -> list[int]:
@@ -134,7 +138,7 @@ def test_close_ends_the_thread_and_wakes_a_waiting_consumer() -> None:
     release = threading.Event()
 
     class Slow(Numbers):
-        def __getitem__(self, index: int) -> npt.NDArray[np.int64]:
+        def __getitem__(self, index: int) -> Sample:
             release.wait(10)
             return super().__getitem__(index)
 
@@ -156,7 +160,7 @@ def test_prefetching_stops_at_its_limit() -> None:
     seen: list[int] = []
 
     class Counting(Numbers):
-        def __getitem__(self, index: int) -> npt.NDArray[np.int64]:
+        def __getitem__(self, index: int) -> Sample:
             seen.append(index)
             return super().__getitem__(index)
 

@@ -4,13 +4,16 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ds_llama.data import open_data
+from ds_llama.config.run import DataConfig
+from ds_llama.data import open_corpora, open_data
 from ds_llama.data.mixing import MixtureSampler, integer_proportions
 from ds_llama.data.sampler import Sampler
+from ds_llama.data.shards import ShardWriter
 from ds_llama.errors import ConfigError
 from tests.unit.data.conftest import write_shard
 
@@ -97,8 +100,31 @@ def test_open_data_takes_a_prefix_or_a_weighted_list(tmp_path: Path) -> None:
     assert len(mixture) == order.length == 30
     drawn = [order.index(k) for k in range(40)]
     assert sum(index < 10 for index in drawn) == 30
-    assert mixture[10].tolist() == mixture[0].tolist() == [0, 1, 2, 3]
-    with pytest.raises(IndexError, match="window 30 of 30"):
+    assert mixture[10].input_ids.tolist() == mixture[0].input_ids.tolist() == [0, 1, 2, 3]
+    with pytest.raises(IndexError, match="row 30 of 30"):
         mixture[30]
     assert paths[0] in repr(mixture)
     assert paths[1] in repr(mixture)
+
+
+def test_corpora_are_packed_as_the_run_says(tmp_path: Path) -> None:
+    for name, sizes in (("a", [9, 5, 4]), ("b", [2, 3, 6])):
+        with ShardWriter(tmp_path / name, vocab_size=100) as writer:
+            for size in sizes:
+                writer.add(np.arange(size))
+    paths = [{"path": str(tmp_path / name)} for name in ("a", "b")]
+
+    def rows(**words: str) -> list[tuple[int, ...]]:
+        data = DataConfig(train=paths, sequence_length=9, **words)
+        dataset, order = open_corpora(data, data.train, seed=0)
+        assert order.length == len(dataset)
+        assert dataset.block_causal is data.block_causal
+        return [dataset[i].lengths for i in range(len(dataset))]
+
+    assert rows() == [(9,), (9,), (9,)]
+    assert rows(attention_mask="block_causal") == [(9,), (1, 5, 3), (2, 3, 4)]
+    assert rows(packing="best_fit") == [(9,), (5, 4), (3, 6), (2,)]
+    assert rows(packing="none") == [(9,), (5,), (4,), (2,), (3,), (6,)]
+    data = DataConfig(train=paths, sequence_length=5, packing="none", truncation="drop")
+    dataset, _ = open_corpora(data, data.train, seed=0)
+    assert [dataset[i].lengths for i in range(len(dataset))] == [(5,), (4,), (2,), (3,)]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
+from ds_llama.data.sample import Sample
 from ds_llama.errors import CallError
 from ds_llama.evals.perplexity import Perplexity, evaluate
 from ds_llama.model.llama import Llama, LlamaOutput
@@ -169,3 +170,27 @@ def test_every_rank_has_the_result_of_all(tmp_path: Path) -> None:
     for found, expected in zip(first, alone, strict=True):
         assert found["tokens"] == expected["tokens"]
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-12)
+
+
+class _Documents(list):
+    """Rows of documents that are kept apart."""
+
+    block_causal = True
+
+
+def test_rows_of_documents_are_the_documents_alone() -> None:
+    ours, theirs = pair()
+    rows = _Documents()
+    for ids, lengths in zip(windows(3), [(30, 35), (10, 1, 40), (65,)], strict=True):
+        ids = ids[: sum(lengths)]
+        labels = ids.copy()
+        labels[np.cumsum(lengths) - lengths] = -100
+        rows.append(Sample(ids, labels, lengths))
+    alone = [part for row in rows for part in np.split(row.input_ids, np.cumsum(row.lengths)[:-1])]
+    total = sum(_by_transformers(theirs, [ids]) * (len(ids) - 1) for ids in alone if len(ids) > 1)
+    found = evaluate(ours, rows, micro_batch_size=2)
+    assert found.tokens == sum(len(ids) - 1 for ids in alone)
+    assert found.loss == pytest.approx(total / found.tokens, rel=1e-7)
+    assert evaluate(theirs, rows, micro_batch_size=3).loss == pytest.approx(found.loss, rel=1e-6)
+    across = evaluate(ours, list(rows)[2:] + list(rows)[:1], micro_batch_size=1)
+    assert across.loss != pytest.approx(found.loss, rel=1e-3)  # sabotage is seen

@@ -63,8 +63,8 @@ def test_the_default_is_what_a_run_validates_on_and_the_rest(tmp_path: Path) -> 
     windows, packed = Strided(corpus, 9), PackedDataset(Shard(tmp_path / "shard"), 9)
     assert len(windows) == len(packed) + 1 == 4
     for index in range(len(packed)):
-        assert windows[index][0].tolist() == packed[index].tolist()
-        assert windows[index][1][1:].tolist() == packed[index][1:].tolist()
+        assert windows[index][0].tolist() == packed[index].input_ids.tolist()
+        assert windows[index][1][1:].tolist() == packed[index].labels[1:].tolist()
 
 
 @pytest.mark.parametrize("stride", [0, 9])

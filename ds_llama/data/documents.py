@@ -1,0 +1,120 @@
+"""Whole documents in rows: packed by best fit, or one in each. Attention never leaves one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ds_llama.data import best_fit
+from ds_llama.data.packing import check_length
+from ds_llama.data.sample import IGNORED, Sample
+from ds_llama.data.shards import Shard
+from ds_llama.errors import DataError
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What became of a shard's documents, in rows of `sequence_length` tokens.
+
+    cut: documents that were longer than a row. lost: tokens of theirs that are in no row.
+    """
+
+    documents: int
+    tokens: int
+    rows: int
+    sequence_length: int
+    cut: int
+    lost_tokens: int
+
+    @property
+    def waste(self) -> float:
+        """Share of the rows' places that holds no token."""
+        return 1 - self.tokens / (self.rows * self.sequence_length)
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.documents:,} documents, {self.tokens:,} tokens in {self.rows:,} rows of "
+            f"{self.sequence_length:,}: {self.waste:.2%} empty"
+        )
+        if self.cut:
+            text += f"; {self.cut:,} longer than a row, {self.lost_tokens:,} tokens lost"
+        return text
+
+
+class DocumentDataset:
+    """Rows of whole documents, of at most T tokens: int64, as Samples.
+
+    packing: "best_fit" or "none", a document a row. truncation: of a document of more than T tokens
+    "right" keeps the first T, "left" the last T, "drop" none of it, and "split" cuts it into pieces
+    that share a token with their neighbours, as windows do, so that all but its first are learnt.
+    Every piece is a document of its own, whose first token is not learnt. Raises DataError for a
+    shard that leaves no row.
+    """
+
+    block_causal = True
+
+    def __init__(
+        self, shard: Shard, sequence_length: int, packing: str, truncation: str = "right"
+    ) -> None:
+        check_length(sequence_length)
+        self.shard, self.sequence_length, self.packing = shard, sequence_length, packing
+        borders = shard.document_borders()
+        starts, sizes = borders[:-1], np.diff(borders)
+        cut = int((sizes > sequence_length).sum())
+        self._starts, self._sizes = _pieces(starts, sizes, sequence_length, truncation)
+        if not len(self._sizes):
+            raise DataError(
+                f"no document is left for rows of {sequence_length} tokens",
+                where=shard.prefix,
+                remedy='prepare more text, or set data.truncation to "right" if it is "drop"',
+            )
+        pack = best_fit.pack if packing == "best_fit" else _apart
+        self._rows = pack(self._sizes, sequence_length)
+        tokens = int(self._sizes.sum())
+        lost = int(sizes.sum()) - tokens if truncation != "split" else 0
+        self.packed = Packed(
+            int((sizes > 0).sum()), tokens, len(self._rows), sequence_length, cut, lost
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        pieces = self._rows.order[self._rows.starts[index] : self._rows.starts[index + 1]]
+        sizes = self._sizes[pieces]
+        parts = [
+            self.shard.read(start, size)
+            for start, size in zip(self._starts[pieces].tolist(), sizes.tolist(), strict=True)
+        ]
+        ids = np.concatenate(parts).astype(np.int64)
+        labels = ids.copy()
+        labels[np.cumsum(sizes) - sizes] = IGNORED
+        return Sample(ids, labels, tuple(sizes.tolist()))
+
+    def __repr__(self) -> str:
+        length = self.sequence_length
+        return f"DocumentDataset({self.shard.prefix!r}, {length}, packing={self.packing!r})"
+
+
+def _pieces(starts: Ints, sizes: Ints, most: int, truncation: str) -> tuple[Ints, Ints]:
+    """First token and number of tokens of what is laid into rows; empty documents left out."""
+    kept = sizes > 0 if truncation != "drop" else (sizes > 0) & (sizes <= most)
+    starts, sizes = starts[kept], sizes[kept]
+    if truncation == "split":
+        counts = np.maximum(-(-(sizes - 1) // (most - 1)), 1)
+        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        before = number * (most - 1)
+        starts, sizes = np.repeat(starts, counts) + before, np.repeat(sizes, counts) - before
+    elif truncation == "left":
+        starts = starts + np.maximum(sizes - most, 0)
+    return starts, np.minimum(sizes, most)
+
+
+def _apart(sizes: Ints, room: int) -> best_fit.Rows:
+    return best_fit.Rows(np.arange(len(sizes)), np.arange(len(sizes) + 1))

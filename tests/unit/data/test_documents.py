@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ds_llama.data.documents import DocumentDataset
+from ds_llama.data.sample import IGNORED
+from ds_llama.data.shards import Shard
+from ds_llama.errors import ConfigError, DataError
+from tests.unit.data.test_packing import documents
+
+
+def kept(sizes: list[int], most: int, truncation: str) -> list[list[int]]:
+    """The ids of each piece, document by document, written out."""
+    pieces = []
+    for end, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True):
+        ids = list(range(end - size, end))
+        if size <= most or truncation == "right":
+            pieces.append(ids[:most])
+        elif truncation == "left":
+            pieces.append(ids[-most:])
+        elif truncation == "split":
+            pieces += [ids[at : at + most] for at in range(0, size - 1, most - 1)]
+    return [piece for piece in pieces if piece]
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any),
+    length=st.integers(2, 16),
+    packing=st.sampled_from(["best_fit", "none"]),
+    truncation=st.sampled_from(["right", "left", "drop", "split"]),
+)
+def test_rows_hold_every_piece_once_and_learn_all_but_its_first_token(
+    tmp_path: Path, sizes: list[int], length: int, packing: str, truncation: str
+) -> None:
+    shard, expected = documents(tmp_path / "x", sizes), kept(sizes, length, truncation)
+    if not expected:
+        with pytest.raises(DataError, match="no document is left"):
+            DocumentDataset(shard, length, packing, truncation)
+        return
+    dataset = DocumentDataset(shard, length, packing, truncation)
+    found, learnt = [], Counter()
+    for index in range(len(dataset)):
+        ids, labels, lengths = dataset[index]
+        assert len(ids) == len(labels) == sum(lengths) <= length
+        assert packing == "best_fit" or len(lengths) == 1
+        borders = np.cumsum(lengths)[:-1]
+        found += [part.tolist() for part in np.split(ids, borders)]
+        for part, predicted in zip(np.split(ids, borders), np.split(labels, borders), strict=True):
+            assert predicted.tolist() == [IGNORED, *part[1:].tolist()]
+            learnt.update(part[1:].tolist())
+    assert sorted(found) == sorted(expected)
+    assert max(learnt.values(), default=1) == 1
+    packed = dataset.packed
+    assert packed.documents == sum(size > 0 for size in sizes)
+    assert packed.tokens == sum(map(len, expected))
+    assert packed.cut == sum(size > length for size in sizes)
+    held = {token for piece in expected for token in piece}
+    assert packed.lost_tokens == sum(sizes) - len(held)
+    if truncation == "split":
+        assert len(learnt) == sum(size - 1 for size in sizes if size)
+
+
+def test_a_row_is_its_documents_in_their_order_and_type(tmp_path: Path) -> None:
+    dataset = DocumentDataset(documents(tmp_path / "x", [3, 8, 5]), 8, "best_fit")
+    assert len(dataset) == 2
+    assert dataset[1].input_ids.tolist() == [0, 1, 2, 11, 12, 13, 14, 15]
+    assert dataset[1].lengths == (3, 5)
+    assert dataset[1].input_ids.dtype == dataset[1].labels.dtype == np.int64
+    with pytest.raises(IndexError, match="row 2 of 2"):
+        dataset[2]
+    assert str(tmp_path / "x") in repr(dataset)
+
+
+def test_what_was_packed_is_said_in_a_line(tmp_path: Path) -> None:
+    shard = documents(tmp_path / "x", [3, 8, 5, 12])
+    assert str(DocumentDataset(shard, 8, "best_fit").packed) == (
+        "4 documents, 24 tokens in 3 rows of 8: 0.00% empty; 1 longer than a row, 4 tokens lost"
+    )
+    shorter = str(DocumentDataset(shard, 16, "none").packed)
+    assert shorter == "4 documents, 28 tokens in 4 rows of 16: 56.25% empty"
+
+
+def test_no_document_is_left(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        DocumentDataset(documents(tmp_path / "x", [9, 8]), 4, "none", "drop")
+    assert caught.value.what == "no document is left for rows of 4 tokens"
+    assert caught.value.where == str(tmp_path / "x")
+    assert "data.truncation" in caught.value.remedy
+
+
+def test_a_row_of_one_token_is_refused(tmp_path: Path) -> None:
+    shard: Shard = documents(tmp_path / "x", [9])
+    with pytest.raises(ConfigError, match="predicts nothing"):
+        DocumentDataset(shard, 1, "best_fit")

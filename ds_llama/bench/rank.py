@@ -35,7 +35,8 @@ from ds_llama.checkpoint import ranks
 from ds_llama.config import load_run
 from ds_llama.config.resolve import Resolved
 from ds_llama.data import open_corpora
-from ds_llama.data.loader import Batch, Loader
+from ds_llama.data.collate import Batch
+from ds_llama.data.loader import Loader
 from ds_llama.errors import ConfigError
 from ds_llama.measure import memory, rates, theory
 from ds_llama.measure.accounting import Account

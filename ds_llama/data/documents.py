@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ds_llama.data import best_fit
-from ds_llama.data.packing import check_length
+from ds_llama.data.masks import open_mask
+from ds_llama.data.packing import check_length, read
 from ds_llama.data.sample import IGNORED, Sample
 from ds_llama.data.shards import Shard
 from ds_llama.errors import DataError
@@ -51,8 +52,8 @@ class DocumentDataset:
     packing: "best_fit" or "none", a document a row. truncation: of a document of more than T tokens
     "right" keeps the first T, "left" the last T, "drop" none of it, and "split" cuts it into pieces
     that share a token with their neighbours, as windows do, so that all but its first are learnt.
-    Every piece is a document of its own, whose first token is not learnt. Raises DataError for a
-    shard that leaves no row.
+    Every piece is a document of its own, whose first token is not learnt, nor is what the shard's
+    mask leaves out (`masks`). Raises DataError for a shard that leaves no row.
     """
 
     block_causal = True
@@ -62,6 +63,7 @@ class DocumentDataset:
     ) -> None:
         check_length(sequence_length)
         self.shard, self.sequence_length, self.packing = shard, sequence_length, packing
+        self._mask = open_mask(shard)
         borders = shard.document_borders()
         starts, sizes = borders[:-1], np.diff(borders)
         cut = int((sizes > sequence_length).sum())
@@ -89,11 +91,10 @@ class DocumentDataset:
         pieces = self._rows.order[self._rows.starts[index] : self._rows.starts[index + 1]]
         sizes = self._sizes[pieces]
         parts = [
-            self.shard.read(start, size)
+            read(self.shard, self._mask, start, size)
             for start, size in zip(self._starts[pieces].tolist(), sizes.tolist(), strict=True)
         ]
-        ids = np.concatenate(parts).astype(np.int64)
-        labels = ids.copy()
+        ids, labels = (np.concatenate(rows) for rows in zip(*parts, strict=True))
         labels[np.cumsum(sizes) - sizes] = IGNORED
         return Sample(ids, labels, tuple(sizes.tolist()))
 

@@ -6,7 +6,8 @@ from bisect import bisect_right
 
 import numpy as np
 
-from ds_llama.data.sample import IGNORED, Sample
+from ds_llama.data.masks import open_mask
+from ds_llama.data.sample import IGNORED, Row, Sample
 from ds_llama.data.shards import Shard
 from ds_llama.errors import ConfigError, DataError
 
@@ -23,7 +24,7 @@ class PackedDataset:
 
     The at most T-2 tokens after the last whole window are left out. With `block_causal` a window is
     the documents, or parts of them, that lie in it, and no document's first token is learnt: what
-    stands before it is another document's.
+    stands before it is another document's. Nor is what the shard's mask leaves out (`masks`).
     """
 
     def __init__(self, shard: Shard, sequence_length: int, *, block_causal: bool = False) -> None:
@@ -35,7 +36,7 @@ class PackedDataset:
                 remedy="prepare more text, a larger validation fraction if this is the validation "
                 "shard, or set a smaller data.sequence_length",
             )
-        self.shard, self.sequence_length = shard, sequence_length
+        self.shard, self.sequence_length, self._mask = shard, sequence_length, open_mask(shard)
         self.block_causal = block_causal
 
     def __len__(self) -> int:
@@ -45,11 +46,10 @@ class PackedDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")
         start = index * (self.sequence_length - 1)
-        ids = self.shard.read(start, self.sequence_length).astype(np.int64)
+        ids, labels = read(self.shard, self._mask, start, self.sequence_length)
         if not self.block_causal:
-            return Sample(ids, ids, (len(ids),))
+            return Sample(ids, labels, (len(ids),))
         first = self._document_starts(start)
-        labels = ids.copy()
         labels[first] = IGNORED
         return Sample(ids, labels, tuple(np.diff([*first, len(ids)]).tolist()))
 
@@ -66,6 +66,15 @@ class PackedDataset:
 
     def __repr__(self) -> str:
         return f"PackedDataset({self.shard.prefix!r}, sequence_length={self.sequence_length})"
+
+
+def read(shard: Shard, mask: Shard | None, start_token: int, count: int) -> tuple[Row, Row]:
+    """Ids of a part of the stream, and labels: the ids, -100 where the mask is 0; int64 both."""
+    ids = shard.read(start_token, count).astype(np.int64)
+    labels = ids.copy()
+    if mask is not None:
+        labels[mask.read(start_token, count) == 0] = IGNORED
+    return ids, labels
 
 
 def check_length(sequence_length: int) -> None:

@@ -9,6 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ds_llama.data.documents import DocumentDataset
+from ds_llama.data.masks import mask_writer
+from ds_llama.data.packing import PackedDataset
 from ds_llama.data.sample import IGNORED
 from ds_llama.data.shards import Shard
 from ds_llama.errors import ConfigError, DataError
@@ -99,3 +101,24 @@ def test_a_row_of_one_token_is_refused(tmp_path: Path) -> None:
     shard: Shard = documents(tmp_path / "x", [9])
     with pytest.raises(ConfigError, match="predicts nothing"):
         DocumentDataset(shard, 1, "best_fit")
+
+
+@pytest.mark.parametrize("how", ["windows", "apart", "best_fit", "none"])
+def test_what_the_mask_leaves_out_is_read_and_not_learnt(tmp_path: Path, how: str) -> None:
+    sizes, draw = [7, 12, 3, 5, 9], np.random.default_rng(0)
+    shard, learnt = documents(tmp_path / "x", sizes), draw.integers(0, 2, sum(sizes))
+    with mask_writer(tmp_path / "x") as writer:
+        for part in np.split(learnt, np.cumsum(sizes)[:-1]):
+            writer.add(part)
+    dataset: PackedDataset | DocumentDataset
+    if how in ("windows", "apart"):
+        dataset = PackedDataset(shard, 12, block_causal=how == "apart")
+    else:
+        dataset = DocumentDataset(shard, 12, how)
+    found = Counter()
+    for ids, labels, _ in (dataset[row] for row in range(len(dataset))):
+        assert ((labels == ids) | (labels == IGNORED)).all()
+        found.update(labels[1:][labels[1:] != IGNORED].tolist())
+    firsts = {0} if how == "windows" else set((np.cumsum(sizes) - sizes).tolist())
+    held = 1 + len(dataset) * 11 if how in ("windows", "apart") else sum(sizes)
+    assert found == Counter(set(np.flatnonzero(learnt[:held]).tolist()) - firsts)

@@ -206,7 +206,7 @@ def _compiled(run: Run) -> Iterator[Problem]:
                 "error",
                 "train.compile",
                 f"train.compile does not go with {name}: {why}",
-                f"remove one of the two{', or recompute blocks' if 'part' in name else ''}",
+                f"remove one of the two{', or recompute blocks' if 'recompute' in name else ''}",
             )
 
 

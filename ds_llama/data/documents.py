@@ -19,9 +19,9 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Packed:
-    """What became of a shard's documents, in rows of `sequence_length` tokens.
+    """What became of a shard's documents, in rows of at most `sequence_length` tokens.
 
-    cut: documents that were longer than a row. lost: tokens of theirs that are in no row.
+    cut: documents that were longer than a row. lost_tokens: those of theirs that are in no row.
     """
 
     documents: int
@@ -30,6 +30,7 @@ class Packed:
     sequence_length: int
     cut: int
     lost_tokens: int
+    one_each: bool
 
     @property
     def waste(self) -> float:
@@ -37,10 +38,11 @@ class Packed:
         return 1 - self.tokens / (self.rows * self.sequence_length)
 
     def __str__(self) -> str:
-        text = (
-            f"{self.documents:,} documents, {self.tokens:,} tokens in {self.rows:,} rows of "
-            f"{self.sequence_length:,}: {self.waste:.2%} empty"
-        )
+        text = f"{self.documents:,} documents, {self.tokens:,} tokens in {self.rows:,} rows of "
+        if self.one_each:
+            text += f"at most {self.sequence_length:,}"
+        else:
+            text += f"{self.sequence_length:,}: {self.waste:.2%} empty"
         if self.cut:
             text += f"; {self.cut:,} longer than a row, {self.lost_tokens:,} tokens lost"
         return text
@@ -78,8 +80,9 @@ class DocumentDataset:
         self._rows = pack(self._sizes, sequence_length)
         tokens = int(self._sizes.sum())
         lost = int(sizes.sum()) - tokens if truncation != "split" else 0
+        documents, one_each = int((sizes > 0).sum()), packing == "none"
         self.packed = Packed(
-            int((sizes > 0).sum()), tokens, len(self._rows), sequence_length, cut, lost
+            documents, tokens, len(self._rows), sequence_length, cut, lost, one_each
         )
 
     def __len__(self) -> int:

@@ -61,6 +61,7 @@ def test_documents_apart_are_not_compiled(data: dict[str, Any]) -> None:
     (error,) = caught.value.errors
     assert (error.code, error.where) == ("run-not-compiled", "run:train.compile")
     assert "documents that are kept apart: each batch has documents of other lengths" in error.what
+    assert error.remedy == "remove one of the two"
     load(True)
 
 

@@ -19,11 +19,11 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from ds_llama.errors import DsLlamaError
-from ds_llama.launcher import ops, routes
-from ds_llama.launcher.child import Child
+from ds_llama.launcher import failure, ops, routes
+from ds_llama.launcher.child import Child, open_log, shown
 from ds_llama.launcher.environment import rank_environment
 from ds_llama.launcher.orphan import SUPERVISOR, die_with_parent
 from ds_llama.launcher.status import exit_code
@@ -36,7 +36,7 @@ _HYDRA = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the module as a child; its exit code, 128 + n for signal n."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("--world_info", "--master_addr", "--master_port", "--ops"):
+    for name in ("--world_info", "--master_addr", "--master_port", "--ops", "--logs"):
         parser.add_argument(name, required=True)
     parser.add_argument("module")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
@@ -53,10 +53,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = error.exit_code
     else:
         words = [sys.executable, "-u", "-m", args.module, *args.arguments]
-        code = exit_code(child.run(words, _environment(found, list(world))))
+        host = list(world)[int(found["CROSS_RANK"])]
+        code = _run(child, words, _environment(found, list(world)), args.logs, host)
     if code:
         abort(code)
     return code
+
+
+def _run(child: Child, words: Sequence[str], env: dict[str, str], logs: str, host: str) -> int:
+    """What it prints is kept in its log; the first rank's is shown too, of others how they failed.
+
+    mpirun ends all when it is told of a failure, so that is said before.
+    """
+    if not logs:
+        return exit_code(child.run(words, env))
+    rank = int(env["RANK"])
+    with open_log(logs, env["RANK"]) as log:
+        output = shown(log) if rank == 0 else nullcontext(log.fileno())
+        with output as descriptor:
+            code = exit_code(child.run(words, env, output=descriptor))
+    if code and not child.asked:
+        print("\n".join(_last_words(rank, host, code, log.name)), file=sys.stderr, flush=True)
+    return code
+
+
+def _last_words(rank: int, host: str, code: int, log: str) -> list[str]:
+    """Of a rank that failed; one that only lost another is a line."""
+    found = failure.of_rank(host, rank, code, log=log)
+    if found.is_echo:
+        return [f"{found.what}: another rank was gone; log {host}:{log}"]
+    tail = found.tail.splitlines()[-failure.TAIL_LINES :] if rank else []
+    lines = [f"the last lines of rank {rank} on {host}:", *(f"  {line}" for line in tail)]
+    said = [f"error: {found.what}", f"where: {host}:{log}", f"remedy: {found.remedy}"]
+    return [*(lines if tail else []), *said]
 
 
 def _environment(found: Mapping[str, str], hosts: Sequence[str]) -> dict[str, str]:

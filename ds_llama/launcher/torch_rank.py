@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from ds_llama.launcher import marks
-from ds_llama.launcher.child import Child
+from ds_llama.launcher.child import Child, open_log
 from ds_llama.launcher.orphan import SUPERVISOR, die_with_parent
 from ds_llama.launcher.status import exit_code
 
@@ -23,9 +21,7 @@ def main(argv: Sequence[str]) -> int:
     logs, module, *arguments = argv
     child, rank = Child(), os.environ["RANK"]
     die_with_parent()
-    Path(logs).mkdir(parents=True, exist_ok=True)
-    name = f"{time.strftime('%Y%m%d%H%M%S')}_rank{rank}.log"
-    with open(Path(logs, name), "wb") as log:
+    with open_log(logs, rank) as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)
     names = {"LOCAL_WORLD_SIZE": "LOCAL_SIZE", "GROUP_RANK": "CROSS_RANK"}

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -62,7 +63,9 @@ def _other_version(scene: Scene) -> None:
     from importlib import metadata
 
     path = Path(str(metadata.distribution("torch").locate_file("torch/version.py")))
-    _change(scene, path, path.read_text() + "__version__ = '1.13.1'\n")
+    _change(
+        scene, path, re.sub(r"(?m)^__version__ = .*", "__version__ = '2.12.1'", path.read_text())
+    )
 
 
 def _other_code(scene: Scene) -> None:
@@ -102,6 +105,7 @@ BEFORE: dict[str, Callable[[Scene], object]] = {
     "disk full": _full_disk,
     "port taken": _take_port,
 }
+UNREACHABLE = ("key refused", "host key unknown", "name unknown", "no Python")
 # Done while it trains.
 DURING: dict[str, Callable[[Scene], object]] = {
     "rank raises": lambda scene: scene.tell(1, "raise"),
@@ -148,7 +152,8 @@ class Cell:
         others = len(scene.processes())
         scene.start()
         began = time.monotonic()
-        limit_s = max(self.limit_s, START_S) if self.event == "port taken" else self.limit_s
+        never = self.event in UNREACHABLE  # it can but hang
+        limit_s = self.limit_s if never else max(self.limit_s, START_S)
         scene.wait(
             lambda: (
                 scene.steps() > STEPS_ON or (scene.is_over() and len(scene.processes()) <= others)
@@ -156,8 +161,8 @@ class Cell:
             limit_s,
         )
         took = time.monotonic() - began if scene.is_over() else None
-        left = 0 if took else len(scene.processes()) - others
-        said = f"it trains: step {scene.steps()}" if scene.steps() > STEPS_ON else scene.said()
+        left = 0 if took or scene.steps() > STEPS_ON else len(scene.processes()) - others
+        said = f"it trains: step {scene.steps()}" if scene.steps() > STEPS_ON else scene.mistake()
         return Row(self.who, self.event, self.moment, took, scene.code(), left, said)
 
     def _during(self, scene: Scene) -> Row:

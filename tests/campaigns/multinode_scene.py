@@ -184,6 +184,11 @@ class Scene:
         lines = self.err.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
+    def mistake(self) -> str:
+        """The first error that was printed, else the last line."""
+        lines = self.err.read_text(errors="replace").splitlines()
+        return next((line for line in lines if line.startswith("error: ")), self.said())
+
     def processes(self, *, own: bool = False) -> list[psutil.Process]:
         """All of all hosts that are up: nothing but runs is there. own: of this run alone."""
         hosts = range(self.cluster.count)

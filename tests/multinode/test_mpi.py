@@ -38,7 +38,9 @@ def start(cluster: Cluster, launcher: str, folder: Path, deed: str) -> subproces
     env = {name: value.replace("{0}", str(folder)) for name, value in ENV.items()}
     root = str(Path(__file__).parents[2])
     env["PYTHONPATH"] = root
-    job = Job(HOSTS, "tests.multinode.rank", tuple(words), "", env=env, cwd=str(folder))
+    job = Job(
+        HOSTS, "tests.multinode.rank", tuple(words), f"{folder}/logs", env=env, cwd=str(folder)
+    )
     (folder / "job.json").write_text(json.dumps(job.to_json()))
     argv = [sys.executable, "-c", LAUNCH, str(folder / "job.json"), launcher]
     return cluster.start(
@@ -69,6 +71,9 @@ def test_a_rank_that_is_killed(cluster: Cluster, tmp_path: Path, launcher: str) 
     process = start(cluster, launcher, tmp_path, "fail=2:-9")
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 137, out
+    [log] = (tmp_path / "logs").glob("*_rank2.log")
+    said = "error: rank 2 on node1 was ended by signal 9 (SIGKILL)\nwhere: node1:"
+    assert f"{said}{log}\n" in out
     assert left(cluster) == [[], [], []]
     ranks = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("rank-*.json"))]
     assert {"2"} <= {rank["env"]["RANK"] for rank in ranks}  # the others may have had no time

@@ -186,6 +186,25 @@ def test_a_spare_takes_the_place_of_a_host_that_crashed(
     assert "starting again on node0, node2 (0 left)" in launched.out.read_text()
 
 
+def test_a_host_that_comes_back_is_taken_again(
+    new_cluster: Callable[[int], Cluster], tmp_path: Path
+) -> None:
+    """There is no spare: it is waited for, and asked like any other."""
+    hosts = new_cluster(2)
+    settings = {"restarts": 1, "again": ["again"], "check": True, "wait_s": 300.0}
+    launched = Launched(hosts, tmp_path / "back", (1, 1), ["first"], **settings)
+    launched.wait_until_up()
+    hosts.crash(1)
+    launched.wait(lambda: "waiting for hosts, " in launched.err.read_text(), 120)
+    hosts.boot(1)
+    launched.wait(lambda: all(launched.facts(r)["argv"][-1] == "again" for r in (0, 1)), 200)
+    launched.tell_all("finish")
+    assert launched.end() == 0
+    said = launched.err.read_text()
+    assert "error: node1 closed the connection: " in said
+    assert "2 hosts checked in " in said.rpartition("waiting for hosts, ")[2]
+
+
 def test_the_other_run_has_lived(other: Launched, cluster: Cluster) -> None:
     """And its arguments had arrived, through every shell, as they were given."""
     other.signal(signal.SIGTSTP)

@@ -57,7 +57,7 @@ def rank(job: Job) -> list[str]:
     """argv of every rank. mpirun sends it as it is: no shell reads it on the other side."""
     place = [f"--world_info={job.world_info()}"]
     place += [f"--master_addr={job.master_addr}", f"--master_port={job.master_port}"]
-    place += [f"--ops={','.join(job.ops)}"]
+    place += [f"--ops={','.join(job.ops)}", f"--logs={job.logs}"]
     program = [job.python, "-u", "-m", "ds_llama.launcher.mpi_rank"]
     return [*program, *place, job.module, *job.arguments]
 

@@ -55,20 +55,25 @@ def test_no_mpirun() -> None:
         place({}, WORLD)
 
 
-def start(folder: Path, program: str, *words: str) -> tuple[subprocess.Popen[str], int]:
+def start(
+    folder: Path, program: str, *words: str, rank: int = 0
+) -> tuple[subprocess.Popen[str], int]:
     """A rank of module `it`, with this text; and the end of the pipe that Hydra would read."""
     (folder / "it.py").write_text(program)
     ours, theirs = os.pipe()
-    world = base64.urlsafe_b64encode(json.dumps({"a": [0]}).encode()).decode()
-    env = {**os.environ, "PMI_FD": str(theirs), "PMI_RANK": "0", "PMI_SIZE": "1"}
-    env |= {"MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1"}
+    world = base64.urlsafe_b64encode(json.dumps({"a": [0], "b": [0]}).encode()).decode()
+    env = {**os.environ, "PMI_FD": str(theirs), "PMI_RANK": str(rank), "PMI_SIZE": "2"}
+    env |= {"MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1", "NCCL_SOCKET_IFNAME": "lo"}
+    env |= {"GLOO_SOCKET_IFNAME": "lo"}
     env["PYTHONPATH"] = f"{folder}:{Path(__file__).parents[3]}"
-    argv = [f"--world_info={world}", "--master_addr=x", "--master_port=1", "--ops=", "it", *words]
+    argv = [f"--world_info={world}", "--master_addr=x", "--master_port=1", "--ops="]
+    argv += [f"--logs={folder}/logs", "it", *words]
     process = subprocess.Popen(
         [sys.executable, "-m", "ds_llama.launcher.mpi_rank", *argv],
         env=env,
         pass_fds=[theirs],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     os.close(theirs)
@@ -85,17 +90,42 @@ def start(folder: Path, program: str, *words: str) -> tuple[subprocess.Popen[str
 )
 def test_a_failure_is_told_to_hydra(tmp_path: Path, program: str, code: int) -> None:
     process, pipe = start(tmp_path, program)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == code
     said = b"cmd=abort exitcode=%d\n" % code if code else b""
     assert os.read(pipe, 100) == said
     os.close(pipe)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_a_rank_prints_is_kept(tmp_path: Path, rank: int) -> None:
+    """The first one's is shown as it comes, of another one only how it failed."""
+    program = "import sys; print('é', flush=True); sys.exit('it is lost')"
+    process, pipe = start(tmp_path, program, rank=rank)
+    out, err = process.communicate(timeout=120)
+    os.close(pipe)
+    [log] = (tmp_path / "logs").glob(f"*_rank{rank}.log")
+    assert log.read_text() == "é\nit is lost\n"
+    assert out == (log.read_text() if rank == 0 else "")
+    host = "ab"[rank]
+    said = f"error: rank {rank} on {host} ended with exit code 1\nwhere: {host}:{log}\n"
+    tail = f"the last lines of rank {rank} on {host}:\n  é\n  it is lost\n" if rank else ""
+    assert err == f"{tail}{said}remedy: see its log\n"
+
+
+def test_a_rank_that_only_lost_another(tmp_path: Path) -> None:
+    process, pipe = start(tmp_path, "raise SystemExit('Connection closed by peer')", rank=1)
+    _, err = process.communicate(timeout=120)
+    os.close(pipe)
+    [log] = (tmp_path / "logs").glob("*_rank1.log")
+    what = "rank 1 on b ended with exit code 1: another rank was gone"
+    assert err == f"{what}; log b:{log}\n"
+
+
 def test_arguments_that_look_like_its_own(tmp_path: Path) -> None:
     words = ["--ops=x", "--help", "--", "--master_port", ""]
     process, pipe = start(tmp_path, "import json, sys; print(json.dumps(sys.argv[1:]))", *words)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     os.close(pipe)
     assert json.loads(out) == words
 
@@ -105,12 +135,12 @@ def test_the_signal_that_mpirun_passes_on_is_one_to_save_at(tmp_path: Path) -> N
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
         "print('up', flush=True)\n"
-        "time.sleep(20)\n"
+        "time.sleep(3600)\n"
     )
     process, pipe = start(tmp_path, program)
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGUSR1)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     os.close(pipe)
     assert process.returncode == 143

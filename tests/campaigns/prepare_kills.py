@@ -164,7 +164,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(folder / "corpus", options.mib)
-        train_tokenizer([folder / "corpus"], folder / "tokenizer", vocab_size=400, threads=1)
+        train_tokenizer([folder / "corpus"], folder / "tokenizer", vocab_size=300, threads=1)
         stories = []
         for number in range(options.stories):
             words = [str(folder / "corpus"), "--tokenizer", str(folder / "tokenizer")]

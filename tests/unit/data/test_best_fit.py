@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ds_llama.data.best_fit import best_fit, next_fit, pack
+from tests.campaigns import packing
 
 
 def by_hand(sizes: list[int], room: int) -> list[int]:
@@ -83,3 +85,19 @@ def test_many_pieces_of_a_skewed_length(room: int) -> None:
     full = sizes.sum() / (len(rows) * room)
     naive = sizes.sum() / ((next_fit(sizes, room)[-1] + 1) * room)
     assert full > 0.999 > naive
+
+
+def test_the_campaigns_short_form(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    try:
+        assert packing.main(["--short"]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("2,000 documents of")
+    assert [line.split("  ")[1] for line in lines[1:4]] == [
+        "best_fit",
+        "next-fit, in their order",
+        "none",
+    ]
+    assert [line.partition(";")[2].split()[1] for line in lines[-3:]] == ["MB;"] * 3

@@ -9,9 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ds_llama.data.documents import DocumentDataset
+from ds_llama.data.loader import Loader
 from ds_llama.data.masks import mask_writer
 from ds_llama.data.packing import PackedDataset
 from ds_llama.data.sample import IGNORED
+from ds_llama.data.sampler import Sampler
 from ds_llama.data.shards import Shard
 from ds_llama.errors import ConfigError, DataError
 from tests.unit.data.test_packing import documents
@@ -122,3 +124,31 @@ def test_what_the_mask_leaves_out_is_read_and_not_learnt(tmp_path: Path, how: st
     firsts = {0} if how == "windows" else set((np.cumsum(sizes) - sizes).tolist())
     held = 1 + len(dataset) * 11 if how in ("windows", "apart") else sum(sizes)
     assert found == Counter(set(np.flatnonzero(learnt[:held]).tolist()) - firsts)
+
+
+def test_any_step_can_be_made_again_by_any_world(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    shard = documents(tmp_path / "x", draw.integers(1, 30, 200).tolist())
+    dataset = DocumentDataset(shard, 32, "best_fit")
+    again = DocumentDataset(Shard(tmp_path / "x"), 32, "best_fit")
+
+    def step(number: int, world: int, source: DocumentDataset) -> list[list[list[int]]]:
+        rows = []
+        for rank in range(world):
+            with Loader(
+                source,
+                Sampler(len(source), seed=1),
+                global_batch_size=4,
+                micro_batch_size=1,
+                rank=rank,
+                world_size=world,
+                start_step=number,
+            ) as loader:
+                batches = next(loader)
+            assert all(batch["document_lengths"].sum() <= 32 for batch in batches)
+            rows += [[batch[name][0].tolist() for name in sorted(batch)] for batch in batches]
+        return sorted(rows)
+
+    for number in (0, 3):
+        assert step(number, 1, dataset) == step(number, 2, again)
+    assert step(0, 1, dataset) != step(3, 1, dataset)

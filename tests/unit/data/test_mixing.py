@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ds_llama.config.run import DataConfig
 from ds_llama.data import open_corpora, open_data
+from ds_llama.data.corpora import packed_lines
 from ds_llama.data.mixing import MixtureSampler, integer_proportions
 from ds_llama.data.sampler import Sampler
 from ds_llama.data.shards import ShardWriter
@@ -125,6 +126,12 @@ def test_corpora_are_packed_as_the_run_says(tmp_path: Path) -> None:
     assert rows(attention_mask="block_causal") == [(9,), (1, 5, 3), (2, 3, 4)]
     assert rows(packing="best_fit") == [(9,), (5, 4), (3, 6), (2,)]
     assert rows(packing="none") == [(9,), (5,), (4,), (2,), (3,), (6,)]
+    data = DataConfig(train=paths, sequence_length=9, packing="best_fit")
+    first, second = packed_lines(open_corpora(data, data.train, seed=0)[0])
+    assert first == f"{tmp_path / 'a'}: 3 documents, 18 tokens in 2 rows of 9: 0.00% empty"
+    assert second == f"{tmp_path / 'b'}: 3 documents, 11 tokens in 2 rows of 9: 38.89% empty"
+    windows = DataConfig(train=str(tmp_path / "a"), sequence_length=9)
+    assert packed_lines(open_corpora(windows, windows.train, seed=0)[0]) == []
     data = DataConfig(train=paths, sequence_length=5, packing="none", truncation="drop")
     dataset, _ = open_corpora(data, data.train, seed=0)
     assert [dataset[i].lengths for i in range(len(dataset))] == [(5,), (4,), (2,), (3,)]

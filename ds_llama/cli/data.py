@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from ds_llama.data.sources import Options
 
 
+class ModelType(str, Enum):
+    """What sentencepiece has, of those that transformers reads."""
+
+    bpe = "bpe"
+    unigram = "unigram"
+
+
 class Documents(str, Enum):
     """What of a plain text is one document: paragraphs end at blank lines."""
 
@@ -73,7 +80,24 @@ def train(
     sample_lines: Annotated[
         int, typer.Option(min=1, help="train on this many lines at most")
     ] = 2_000_000,
-    character_coverage: Annotated[float, typer.Option(min=0.9, max=1.0)] = 0.99995,
+    character_coverage: Annotated[
+        float, typer.Option(min=0.9, max=1.0, help="share of the characters that get pieces")
+    ] = 0.99995,
+    model_type: Annotated[ModelType, typer.Option(help="how pieces are found")] = ModelType.bpe,
+    no_byte_fallback: Annotated[
+        bool, typer.Option("--no-byte-fallback", help="other characters are <unk>, not bytes")
+    ] = False,
+    user_defined_symbol: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="one piece wherever a text has it; repeatable"),
+    ] = None,
+    control_symbol: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="a piece that no text becomes, for chat templates; repeatable",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="which lines are drawn")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="0: all cores")] = 0,
     suffix: Suffixes = None,
@@ -81,15 +105,19 @@ def train(
     text_field: TextField = "text",
     force: Force = False,
 ) -> None:
-    """Train a sentencepiece model (BPE, LLaMA's settings) on text."""
+    """Train a sentencepiece model (LLaMA's settings) on text."""
     from ds_llama.data.tokenizer_training import train_tokenizer
 
     trained = train_tokenizer(
         sources,
         out,
         vocab_size=vocab_size,
-        character_coverage=character_coverage,
+        model_type=model_type.value,
+        byte_fallback=not no_byte_fallback,
+        user_defined_symbols=user_defined_symbol or (),
+        control_symbols=control_symbol or (),
         sample_lines=sample_lines,
+        character_coverage=character_coverage,
         seed=seed,
         threads=threads or None,
         options=_options(suffix, exclude, text_field),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -11,37 +10,9 @@ from hypothesis import strategies as st
 from ds_llama.data.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
 from ds_llama.errors import CallError, DataError
 from tests.unit.data.conftest import sentences
+from tests.unit.data.texts import every_script, mixed_texts, one_long_line
 
 TIKTOKEN = "IQ== 0\nIg== 1\n"
-
-
-def mixed_texts() -> list[str]:
-    """All kinds of text that tokenizers have disagreed about."""
-    draw = random.Random(0)
-    ranges = [(32, 127), (0xA0, 0x250), (0x400, 0x500), (0x5D0, 0x5F0), (0x600, 0x700)]
-    ranges += [(0x900, 0x980), (0x3040, 0x3100), (0x4E00, 0x9FFF), (0x1F300, 0x1F650)]
-    scripts = [
-        "".join(chr(draw.randrange(*draw.choice(ranges))) for _ in range(150)) for _ in range(60)
-    ]
-    return [
-        "hello world",
-        "trailing  ",
-        "def f(x):\n    if x:\n\t\treturn 1234567890.5\r\n",
-        "日本語 中文 한국어 العربية עברית ไทย हिन्दी",
-        "😀👩‍👩‍👧‍👦🏳️‍🌈",
-        "".join(map(chr, range(1, 32))) + "\x7f",
-        "a\x00b",
-        "é e\u0301 ﬁ ½ Ⅷ \u00a0\u2028\ufeff\ufffd",
-        "model " * 3000,
-        "x" * 20000,
-        "a" + " " * 333 + "b",
-        "-" * 79 + "\n" + "=" * 200,
-        "\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16"),
-        b"\xff\xfebroken \xc3 utf-8".decode("utf-8", "replace"),
-        *(f"\n{' ' * n}self.step = {n}" for n in range(70)),
-        *scripts,
-        *sentences(200, seed=1),
-    ]
 
 
 SPACES_FIRST = ["", " ", "  ", "   two", " one", "\u2581literal"]
@@ -80,6 +51,21 @@ def test_json_reader_gives_equal_ids(tokenizer_folder: Path, tokenizer: Tokenize
         ids = tokenizer.encode(text, bos=True, eos=True)
         assert ours.encode(text, bos=True, eos=True) == ids, repr(text[:60])
         assert ours.decode(ids) == tokenizer.decode(ids)
+
+
+def test_every_script_and_a_line_of_a_megabyte_have_equal_ids(
+    tokenizer_folder: Path, tokenizer: Tokenizer
+) -> None:
+    """By `tokenizer.json`, which is what transformers reads; a line is cut inside `encode`."""
+    fast = load_tokenizer(tokenizer_folder / "tokenizer.json")
+    scripts = list(every_script())
+    assert len(set("".join(scripts))) > 45_000
+    for text in scripts:
+        ids = tokenizer.encode(text)
+        assert fast.encode(text) == ids, repr(text[:60])
+        assert tokenizer.decode(ids) == text.replace("\u2581", " ")
+    line = one_long_line(1_000_000)
+    assert fast.encode(line) == tokenizer.encode(line)
 
 
 @pytest.mark.parametrize("broken", ["normalizer", "merges", "byte_fallback", "decoder"])

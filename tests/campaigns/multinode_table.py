@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 _HEAD = """\
 | event | moment | plain `deepspeed` | steps lost | ours: seconds | exit | last line | steps lost |
 | --- | --- | --- | ---: | ---: | ---: | --- | ---: |"""
+
+_LONGEST = 90
+_TRAINS = re.compile(r"it trains: step \d+")
+_FAILED = re.compile(r"the run failed: (.*?)(?:, exit code \d+)?(?:, log \S+)?; all else")
+_STOPPED = re.compile(r"stopped at step \d+")
 
 
 @dataclass
@@ -60,24 +66,34 @@ def table(rows: Sequence[Row], events: Sequence[str]) -> str:
 def _plain(row: Row | None) -> list[str]:
     if row is None:
         return ["not measured", ""]
-    if row.last_line.startswith("it trains"):
-        return ["trains on", ""]
+    if row.last_line.startswith("not begun"):
+        return ["did not begin", ""]
+    if _TRAINS.match(row.last_line):
+        return ["trains on, unnoticed", ""]
     if row.seconds is None:
         end = "launcher runs on" if row.code is None else f"exit {row.code}"
-        what = f"{end}, {row.left} processes left"
-    else:
-        what = f"{row.seconds:.1f} s, exit {row.code}"
-    if row.last_line.startswith("the other"):
-        what += f"; {row.last_line}"
-    return [what, _lost(row)]
+        return [f"{end}, {row.left} processes left", _lost(row)]
+    return [f"{row.seconds:.1f} s, exit {row.code}: {_said(row)}", _lost(row)]
 
 
 def _ours(row: Row | None) -> list[str]:
     if row is None:
         return ["not measured", "", "", ""]
-    took = "" if row.seconds is None else f"{row.seconds:.1f}"
-    code = "" if row.code is None else str(row.code)
-    return [took, code, row.last_line.replace("|", "\\|"), _lost(row)]
+    took = "never" if row.seconds is None else f"{row.seconds:.1f}"
+    if _TRAINS.match(row.last_line):
+        return ["", "", "it trains: another port is taken", ""]
+    return [took, str(row.code), _said(row), _lost(row)]
+
+
+def _said(row: Row) -> str:
+    """The last line, without what differs from run to run."""
+    text = row.last_line
+    if failed := _FAILED.match(text):
+        text = failed[1]
+    elif stopped := _STOPPED.match(text):
+        text = stopped[0]
+    text = text.removeprefix("error: ").replace("|", "\\|")
+    return re.sub(r"/tmp/\S+/", "…/", text)[:_LONGEST].strip()
 
 
 def _lost(row: Row) -> str:

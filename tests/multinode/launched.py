@@ -48,9 +48,10 @@ elif word == "deaf":
 """
 
 TOP = """
-import json, sys
+import json, signal, sys
 from ds_llama.errors import DsLlamaError
 from ds_llama.launcher.run import launch
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
 settings = json.loads(sys.argv[1])
 try:
     sys.exit(launch(settings.pop("arguments"), module="told", **settings))

@@ -16,6 +16,7 @@ def ask(child, signum):
     print("told of", signum, flush=True)
 code = "import sys, time; print('up', flush=True); time.sleep(3600)"
 session = Session([sys.executable, "-c", code], os.environ, ask, float(sys.argv[1]))
+signal.signal(signal.SIGHUP, HANGUP)
 print("ended by", session.run(), "first", session.signum, flush=True)
 """
 
@@ -26,7 +27,7 @@ USR1, TERM, INT, HUP = (
 
 def play(*signums: int, told: list[int], patience_s: float = 3600.0) -> str:
     """Send one after the other, each when the one before has been `told`; the last words."""
-    words = [sys.executable, "-c", TOP, str(patience_s)]
+    words = [sys.executable, "-c", TOP.replace("HANGUP", "signal.SIG_DFL"), str(patience_s)]
     left = list(told)
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as top:
         assert top.stdout is not None
@@ -57,7 +58,7 @@ def test_patience_ends() -> None:
 
 def test_nohup_stays() -> None:
     """A terminal that closes ends nothing then."""
-    top = TOP.replace("def ask", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\ndef ask")
+    top = TOP.replace("HANGUP", "signal.SIG_IGN")
     words = [sys.executable, "-c", top, "3600"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -7,7 +7,8 @@ medians, the median ratio of the pairs, the unit. The two of a pair follow each 
 that a machine that drifts drifts for both. "CPU s" are those of all threads and children, which a
 busy machine disturbs less than wall time. Where a switch is no part of the package, what is off is
 the plain torch that everybody writes. Rows go to benchmarks/results/optimisations.jsonl, an old one
-of the same name being replaced. benchmarks/optimisations_ranks.py has those of two processes.
+of the same name being replaced, and into the table of docs/benchmarks.md.
+benchmarks/optimisations_ranks.py has those of two processes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import base64
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -46,6 +48,8 @@ from ds_llama.planner import work
 
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "optimisations.jsonl"
+DOCS = HERE.parent / "docs" / "benchmarks.md"
+TABLE = re.compile(r"(?<=<!-- optimisations -->\n).*?(?=<!-- end -->)", re.DOTALL)
 CPU = torch.device("cpu")
 B, T, D, FF, V, H = 4, 512, 512, 1408, 32000, 8
 N = B * T
@@ -350,6 +354,16 @@ def write(path: Path, rows: list[Row]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in found.values()))
 
 
+def markdown(path: Path) -> str:
+    """The rows as a table."""
+    lines = ["| | predicted | came | before | after | |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in map(json.loads, path.read_text().splitlines()):
+        ratios = f"{row['predicted']:.2f} | {row['ratio']:.2f}"
+        numbers = f"{row['before']:,.4g} | {row['after']:,.4g} | {row['unit']}"
+        lines.append(f"| {row['name']}: {row['what']} | {ratios} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
 def line(row: Row) -> str:
     numbers = " ".join(f"{row[name]:>11.4g}" for name in ("before", "after"))
     return (
@@ -365,13 +379,15 @@ def main() -> None:
     options = parser.parse_args()
     names = options.only.split(",") if options.only else [part.__name__ for part in PARTS]
     torch.set_num_threads(1)
-    about = machine.provenance(sys.argv, "cpu") | {"threads": 1}
+    about = machine.provenance([], "cpu") | {"threads": 1, "command": ["python", *sys.argv]}
     print(f"{'':22} {'before':>11} {'after':>11} {'unit':10} {'predicted':>9} {'ratio':>6}")
     for part in PARTS:
         if part.__name__ in names:
             for row in part(options.repeats):
                 write(options.out, [{**row, "repeats": len(row["pairs"]), "provenance": about}])
                 print(line(row), flush=True)
+    if options.out == RESULT:
+        DOCS.write_text(TABLE.sub(lambda found: markdown(RESULT), DOCS.read_text()))
 
 
 if __name__ == "__main__":

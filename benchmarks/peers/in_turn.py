@@ -36,6 +36,8 @@ WARM_STEPS = 2
 
 def main() -> None:
     options = _options()
+    # This folder, which Python has put there, has a litgpt.py that is not litgpt.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).parent]
     world.join()
     case = read_case(options.case)
     cells = [cell for cell in case.expanded if _wanted(cell, options)]

@@ -14,7 +14,7 @@ from ds_llama.errors import CallError
 
 _PACKAGE = Path(__file__).parent.parent
 # Setting up .venv and testing the package are a checkout's business.
-_SCRIPTS = ("quickstart.sh", "slurm.sbatch")
+_SCRIPTS = ("quickstart.sh", "finetune.sh", "slurm.sbatch")
 
 
 def command(

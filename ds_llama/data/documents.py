@@ -22,6 +22,7 @@ class Packed:
     """What became of a shard's documents, in rows of at most `sequence_length` tokens.
 
     cut: documents that were longer than a row. lost_tokens: those of theirs that are in no row.
+    unlearnt: pieces that were left out, since nothing of them is learnt.
     """
 
     documents: int
@@ -31,6 +32,7 @@ class Packed:
     cut: int
     lost_tokens: int
     one_each: bool
+    unlearnt: int = 0
 
     @property
     def waste(self) -> float:
@@ -45,6 +47,8 @@ class Packed:
             text += f"{self.sequence_length:,}: {self.waste:.2%} empty"
         if self.cut:
             text += f"; {self.cut:,} longer than a row, {self.lost_tokens:,} tokens lost"
+        if self.unlearnt:
+            text += f"; {self.unlearnt:,} left out, of which nothing is learnt"
         return text
 
 
@@ -55,7 +59,8 @@ class DocumentDataset:
     "right" keeps the first T, "left" the last T, "drop" none of it, and "split" cuts it into pieces
     that share a token with their neighbours, as windows do, so that all but its first are learnt.
     Every piece is a document of its own, whose first token is not learnt, nor is what the shard's
-    mask leaves out (`masks`). Raises DataError for a shard that leaves no row.
+    mask leaves out (`masks`); pieces of which nothing is learnt are in no row. Raises DataError for
+    a shard that leaves no row.
     """
 
     block_causal = True
@@ -69,20 +74,23 @@ class DocumentDataset:
         borders = shard.document_borders()
         starts, sizes = borders[:-1], np.diff(borders)
         cut = int((sizes > sequence_length).sum())
-        self._starts, self._sizes = _pieces(starts, sizes, sequence_length, truncation)
+        starts, pieces = _pieces(starts, sizes, sequence_length, truncation)
+        lost = int(sizes.sum() - pieces.sum()) if truncation != "split" else 0
+        learnt = _learnt(self._mask, starts, pieces)
+        self._starts, self._sizes = starts[learnt], pieces[learnt]
         if not len(self._sizes):
-            raise DataError(
-                f"no document is left for rows of {sequence_length} tokens",
-                where=shard.prefix,
-                remedy='prepare more text, or set data.truncation to "right" if it is "drop"',
-            )
+            raise _nothing_left(shard, sequence_length, learns_nothing=len(pieces) > 0)
         pack = best_fit.pack if packing == "best_fit" else _apart
         self._rows = pack(self._sizes, sequence_length)
-        tokens = int(self._sizes.sum())
-        lost = int(sizes.sum()) - tokens if truncation != "split" else 0
-        documents, one_each = int((sizes > 0).sum()), packing == "none"
         self.packed = Packed(
-            documents, tokens, len(self._rows), sequence_length, cut, lost, one_each
+            documents=int((sizes > 0).sum()),
+            tokens=int(self._sizes.sum()),
+            rows=len(self._rows),
+            sequence_length=sequence_length,
+            cut=cut,
+            lost_tokens=lost,
+            one_each=packing == "none",
+            unlearnt=len(pieces) - len(self._sizes),
         )
 
     def __len__(self) -> int:
@@ -118,6 +126,30 @@ def _pieces(starts: Ints, sizes: Ints, most: int, truncation: str) -> tuple[Ints
     elif truncation == "left":
         starts = starts + np.maximum(sizes - most, 0)
     return starts, np.minimum(sizes, most)
+
+
+def _learnt(mask: Shard | None, starts: Ints, sizes: Ints) -> npt.NDArray[np.bool_]:
+    """Of each piece, whether the mask has any of its tokens learnt; the first never is."""
+    if mask is None:
+        return np.ones(len(sizes), np.bool_)
+    pieces = zip(starts.tolist(), sizes.tolist(), strict=True)
+    found = (bool(mask.read(start + 1, size - 1).any()) for start, size in pieces)
+    return np.fromiter(found, np.bool_, len(sizes))
+
+
+def _nothing_left(shard: Shard, sequence_length: int, *, learns_nothing: bool) -> DataError:
+    if learns_nothing:
+        return DataError(
+            f"nothing is learnt of what rows of {sequence_length} tokens hold of each document",
+            where=shard.prefix,
+            remedy='set a larger data.sequence_length, or data.truncation to "left" to keep the '
+            "ends of chats",
+        )
+    return DataError(
+        f"no document is left for rows of {sequence_length} tokens",
+        where=shard.prefix,
+        remedy='prepare more text, or set data.truncation to "right" if it is "drop"',
+    )
 
 
 def _apart(sizes: Ints, room: int) -> best_fit.Rows:

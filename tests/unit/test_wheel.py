@@ -16,9 +16,12 @@ def test_everything_shipped_is_in_it(unpacked_wheel: Path, repository: Path) -> 
     wanted = shipped("ds_llama", "*.py", Path("ds_llama"))
     wanted |= shipped("ds_llama/config", "*.json", Path("ds_llama/config"))
     wanted |= shipped("ds_llama/bench", "*.html", Path("ds_llama/bench"))
+    wanted |= shipped("ds_llama/data", "*.jinja", Path("ds_llama/data"))
     wanted |= shipped("ds_configs", "*.json", Path("ds_llama/_ds_configs"))
     wanted |= {"ds_llama/_docs/lint.md", "ds_llama/py.typed"}
-    wanted |= {f"ds_llama/_launch/{name}" for name in ("quickstart.sh", "slurm.sbatch")}
+    wanted |= {
+        f"ds_llama/_launch/{name}" for name in ("quickstart.sh", "finetune.sh", "slurm.sbatch")
+    }
     there = {
         str(path.relative_to(unpacked_wheel))
         for path in unpacked_wheel.rglob("*")

@@ -21,12 +21,12 @@ def test_it_writes_every_shipped_config_and_the_quickstart(
 ) -> None:
     assert main(["init", str(tmp_path / "new")]) == 0
     configs = {f"ds_configs/{name}" for name in names(repository / "ds_configs")}
-    scripts = {"launch/quickstart.sh", "launch/slurm.sbatch"}
+    scripts = {"launch/quickstart.sh", "launch/finetune.sh", "launch/slurm.sbatch"}
     assert names(tmp_path / "new") == configs | scripts
     for name in names(tmp_path / "new"):
         assert filecmp.cmp(tmp_path / "new" / name, repository / name, shallow=False)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"wrote {len(configs) + 2} files into {tmp_path / 'new'}"
+    assert printed[0] == f"wrote {len(configs) + 3} files into {tmp_path / 'new'}"
     assert printed[1] == "first run: bash launch/quickstart.sh"
 
 

@@ -91,8 +91,10 @@ def test_deepspeed_parses_what_it_resolves_to(name, stage, device):
 @pytest.mark.parametrize("path", shipped.runs(), ids=lambda path: path.stem)
 def test_every_run_resolves(path):
     run = load_run(path)
+    # weights that are on no machine before the run's own script has made them
+    there = None if run.architecture else preset("tiny")
     for world in (1, 2, 4):
-        result = resolve(run, world)
+        result = resolve(run, world, model=there)
         assert result.problems == ()
         assert json.loads(json.dumps(result.to_json()))
 

@@ -152,3 +152,25 @@ def test_any_step_can_be_made_again_by_any_world(tmp_path: Path) -> None:
     for number in (0, 3):
         assert step(number, 1, dataset) == step(number, 2, again)
     assert step(0, 1, dataset) != step(3, 1, dataset)
+
+
+def test_a_piece_of_which_nothing_is_learnt_is_left_out_and_counted(tmp_path: Path) -> None:
+    """A chat whose answer was cut off, one that is all prompt, one whose first token is learnt."""
+    shard = documents(tmp_path / "x", [6, 3, 4, 3])
+    with mask_writer(tmp_path / "x") as writer:
+        for values in ([0, 0, 0, 0, 1, 1], [0, 1, 1], [0, 0, 0, 0], [1, 0, 0]):
+            writer.add(values)
+    dataset = DocumentDataset(shard, 4, "none", "right")
+    assert [row.input_ids.tolist() for row in dataset] == [[6, 7, 8]]
+    assert str(dataset.packed).endswith("; 3 left out, of which nothing is learnt")
+    assert (dataset.packed.documents, dataset.packed.lost_tokens) == (4, 2)
+    kept_ends = DocumentDataset(shard, 4, "none", "left")
+    assert [row.input_ids.tolist() for row in kept_ends] == [[2, 3, 4, 5], [6, 7, 8]]
+    with mask_writer(tmp_path / "x") as writer:
+        for size in (6, 3, 4, 3):
+            writer.add([0] * size)
+    with pytest.raises(
+        DataError, match="nothing is learnt of what rows of 4 tokens hold"
+    ) as caught:
+        DocumentDataset(shard, 4, "best_fit", "right")
+    assert 'or data.truncation to "left" to keep the ends of chats' in caught.value.remedy

@@ -291,6 +291,9 @@ def _inspected_lines(found: dict[str, Any]) -> list[str]:
         f"{found['prefix']}: {found['documents']} documents, {found['tokens']} tokens, "
         f"{format_bytes(found['bytes'])} of {found['id_type']}, largest id {found['largest_id']}"
     ]
+    if found["learnt_tokens"] is not None:
+        share = found["learnt_tokens"] / max(1, found["tokens"])
+        lines.append(f"{found['learnt_tokens']} tokens are learnt, {share:.1%}: it has a mask")
     if found["lengths"]:
         lengths = ", ".join(f"{name} {value:.0f}" for name, value in found["lengths"].items())
         lines.append(f"tokens per document: {lengths}")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ds_llama.data.masks import open_mask
 from ds_llama.data.shards import Shard
-from ds_llama.data.tokenizer import Tokenizer
+from ds_llama.data.tokenizer import Tokenizer, load_tokenizer
 from ds_llama.errors import DataError
 
 
@@ -17,9 +18,10 @@ def summary(
 ) -> dict[str, Any]:
     """A JSON-ready description; with a tokenizer also the first `tokens` of some documents.
 
-    Reads the whole shard once, for the largest id.
+    `learnt_tokens` is null for a shard without a mask, of which all are. Reads the whole shard
+    once, for the largest id.
     """
-    largest = shard.largest_id()
+    largest, mask = shard.largest_id(), open_mask(shard)
     result = {
         "prefix": shard.prefix,
         "id_type": shard.dtype.name,
@@ -28,12 +30,19 @@ def summary(
         "sequences": len(shard),
         "tokens": shard.num_tokens,
         "largest_id": largest,
+        "learnt_tokens": _learnt_tokens(mask) if mask is not None else None,
         "lengths": _lengths(shard),
         "histogram": _histogram(shard),
     }
     if tokenizer is not None:
         result["samples"] = _samples(shard, tokenizer, largest, documents, tokens)
     return result
+
+
+def _learnt_tokens(mask: Shard, chunk_tokens: int = 1 << 24) -> int:
+    starts = range(0, mask.num_tokens, chunk_tokens)
+    counts = (mask.read(s, min(chunk_tokens, mask.num_tokens - s)).sum() for s in starts)
+    return sum(int(count) for count in counts)
 
 
 def _lengths(shard: Shard) -> dict[str, float] | None:
@@ -60,6 +69,9 @@ def _histogram(shard: Shard) -> list[dict[str, int]]:
 def _samples(
     shard: Shard, tokenizer: Tokenizer, largest: int, documents: int, tokens: int
 ) -> list[dict[str, Any]]:
+    beside = tokenizer.path.with_name("tokenizer.json")
+    if largest >= tokenizer.vocab_size and beside.is_file():  # it may add tokens, as chats need
+        tokenizer = load_tokenizer(beside)
     if largest >= tokenizer.vocab_size:
         raise DataError(
             f"the shard holds token id {largest}, the tokenizer has {tokenizer.vocab_size} pieces",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ds_llama.data.masks import open_mask
 from ds_llama.data.shards import Shard, paths_of
 from ds_llama.data.tokenizer import Tokenizer
 from ds_llama.errors import CallError, DataError
@@ -21,11 +22,15 @@ Ids = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Corpus:
-    """One stream of token ids. `utf8_bytes`: of the text that they are, None when not known."""
+    """One stream of token ids. `utf8_bytes`: of the text that they are, None when not known.
+
+    `mask`: 1 for each token that counts, where not all of them do (`data/masks.py`).
+    """
 
     path: str
     tokens: Ids
     utf8_bytes: int | None
+    mask: Ids | None = None
 
 
 class Strided:
@@ -74,6 +79,8 @@ class Strided:
         labels = np.full(self.length, _IGNORED, dtype=np.int64)
         ids[: len(held)] = held
         labels[seen : len(held)] = held[seen:]
+        if self.corpus.mask is not None:
+            labels[: len(held)][self.corpus.mask[start : start + self.length] == 0] = _IGNORED
         return ids, labels
 
     def __repr__(self) -> str:
@@ -86,9 +93,14 @@ def is_shard(data: str | Path) -> bool:
 
 
 def read_shard(prefix: str | Path, tokenizer: Tokenizer | None) -> Corpus:
-    """A shard's sequences end to end; bytes by decoding them, where `tokenizer` can be theirs."""
+    """A shard's sequences end to end; bytes by decoding them, where `tokenizer` can be theirs.
+
+    Of a shard with a mask what is learnt counts, and no bytes.
+    """
     shard = Shard(prefix)
-    tokens = shard.read(0, shard.num_tokens)
+    tokens, mask = shard.read(0, shard.num_tokens), open_mask(shard)
+    if mask is not None:
+        return Corpus(str(prefix), tokens, None, mask.read(0, mask.num_tokens))
     if tokenizer is None or shard.largest_id() >= tokenizer.vocab_size:
         return Corpus(str(prefix), tokens, None)
     texts = (tokenizer.decode(ids.tolist()) for ids in shard)

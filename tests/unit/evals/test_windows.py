@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ds_llama.data import Shard, ShardWriter
+from ds_llama.data.masks import mask_writer
 from ds_llama.data.packing import PackedDataset
 from ds_llama.errors import CallError, DataError
 from ds_llama.evals.windows import Corpus, Strided, is_shard, read_shard
@@ -65,6 +66,20 @@ def test_the_default_is_what_a_run_validates_on_and_the_rest(tmp_path: Path) -> 
     for index in range(len(packed)):
         assert windows[index][0].tolist() == packed[index].input_ids.tolist()
         assert windows[index][1][1:].tolist() == packed[index].labels[1:].tolist()
+
+
+def test_what_a_shards_mask_leaves_out_does_not_count(tmp_path: Path) -> None:
+    """As in the run's own validation, window by window."""
+    with ShardWriter(tmp_path / "x", vocab_size=100) as shard, mask_writer(tmp_path / "x") as mask:
+        for start in (0, 20):
+            shard.add(np.arange(start, start + 15))
+            mask.add([0] * 11 + [1] * 4)
+    windows = Strided(read_shard(tmp_path / "x", None), 9)
+    packed = PackedDataset(Shard(tmp_path / "x"), 9)
+    for index in range(len(packed)):
+        assert windows[index][1][1:].tolist() == packed[index].labels[1:].tolist()
+    counted = [t for i in range(len(windows)) for t in windows[i][1].tolist() if t != -100]
+    assert counted == [11, 12, 13, 14, 31, 32, 33, 34]
 
 
 @pytest.mark.parametrize("stride", [0, 9])

@@ -103,16 +103,21 @@ def test_bytes_do_not_depend_on_workers(tmp_path: Path, tokenizers_at: Path) -> 
     assert "validation-mask.bin" in manifests[0]["validation"]["files"]
 
 
-def test_added_tokens_are_in_the_shards_vocabulary(tokenizers_at: Path, tmp_path: Path) -> None:
+def test_added_tokens_are_in_the_shards_vocabulary(
+    tokenizers_at: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """tokenizer.model does not know those that tokenizer.json adds."""
     folder = tokenizers_at / "chatml"
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(CHAT))
     done = prepare([path], folder, tmp_path / "out", format="chat", chat_template="chatml")
-    assert (
-        Shard(tmp_path / "out/train").largest_id() == ChatEncoder(folder, "chatml").vocab_size - 1
-    )
     assert done.manifest["chat_sha256"]
+    encoder = ChatEncoder(folder, "chatml")
+    assert Shard(tmp_path / "out/train").largest_id() == encoder.vocab_size - 1
+    assert main(["data", "inspect", str(tmp_path / "out/train"), "--tokenizer", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"\n{sum(encoder.encode(CHAT).mask or ())} tokens are learnt, " in out
+    assert "the step" in out
 
 
 def test_mistakes_in_the_call(

@@ -147,3 +147,48 @@ def test_tokenizing_imports_neither_torch_nor_transformers(
     paths = [str(tmp_path / "a.txt"), str(tokenizer_folder), str(tmp_path / "out")]
     done = subprocess.run([*call, *paths], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def with_bad(folder: Path) -> Path:
+    lines = ['{"text": "def loss"}', "{", '{"text": ""}', '{"text": "a longer text than it"}']
+    (folder / "a.jsonl").write_text("\n".join(lines * 3))
+    return folder / "a.jsonl"
+
+
+def test_bad_records_are_shown_on_stderr(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, out = with_bad(tmp_path), tmp_path / "out"
+    call = ["data", "prepare", str(corpus), "--tokenizer", str(tokenizer_folder)]
+    call += ["--out", str(out), "--workers", "1", "--validation", "0"]
+    assert main([*call, "--max-document-bytes", "10", "--deduplicate"]) == 0
+    printed, err = capsys.readouterr()
+    assert printed.startswith("read 1 files, 209 B: 1 documents, 2 duplicates, 9 bad records\n")
+    lines = err.splitlines()
+    assert lines[0] == (
+        f"bad records (3 empty, 3 not JSON, 3 too long), all in {out / 'rejects.jsonl'}:"
+    )
+    assert lines[1].startswith(f"  {corpus}:2: not JSON")
+    assert lines[2] == f"  {corpus}:3: empty"
+    assert lines[3] == f"  {corpus}:4: too long: 21 bytes, 10 are allowed"
+    assert lines[6:] == ["  and 4 more"]
+    assert main([*call, "--json"]) == 0
+    printed, err = capsys.readouterr()
+    assert json.loads(printed)["input"]["bad"] == {"empty": 3, "not JSON": 3}
+    assert err.startswith("bad records (3 empty, 3 not JSON)")
+
+
+def test_limits_are_errors_of_content_or_of_the_call(
+    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["data", "prepare", str(with_bad(tmp_path)), "--tokenizer", str(tokenizer_folder)]
+    call += ["--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main([*call, "--max-bad", "5"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: 6 of 12 records are bad (3 empty, 3 not JSON), more than 5;")
+    assert f"where: {tmp_path / 'out/.preparing/rejects.jsonl'}\n" in err
+    assert main([*call, "--max-bad", "some"]) == 2
+    assert "error: 'some' is no limit for bad records" in capsys.readouterr().err
+    assert main([*call, "--max-document-bytes", "1M"]) == 2
+    assert "where: --max-document-bytes" in capsys.readouterr().err

@@ -11,7 +11,8 @@ from ds_llama.data.tokenizer import Tokenizer, load_tokenizer
 from ds_llama.errors import DataError
 from tests.unit.data.conftest import sentences
 
-TEXTS = ["", " ", "\x00\x01", "<s></s>", "日本\U0001f600", "a\r\n\tb", *sentences(20)]
+ODD = ["", " ", "\x00\x01", "<s></s>", "日本\U0001f600", "a\r\n\tb"]
+TEXTS = [*ODD, *sentences(20), "日本 def " * 4000]
 
 
 class Older:

@@ -15,6 +15,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from ds_llama.data import tokenizer_tiktoken as tiktoken
 from ds_llama.data.fingerprint import read_json, sha256_of, write_json
 from ds_llama.data.tokenizer_json import write_transformers_files
@@ -144,13 +146,27 @@ class SentencePieceTokenizer(_FileTokenizer):
             return super().encode_batch(texts, bos, eos)
         if texts:
             self.encode("", bos, eos)  # raises for a token that is not there
+        whole = [text for text in texts if not self._is_long(text)]
         arrays: list[Any] = self._model.EncodeAsNumpy(
-            texts, add_bos=bos, add_eos=eos, num_threads=1
+            whole, add_bos=bos, add_eos=eos, num_threads=1
         )
-        return arrays
+        if len(whole) == len(texts):
+            return arrays
+        short = iter(arrays)
+        return [
+            self._joined(text, bos, eos) if self._is_long(text) else next(short) for text in texts
+        ]
+
+    def _joined(self, text: str, bos: bool, eos: bool) -> Any:
+        parts = self._model.EncodeAsNumpy(list(_parts(text)), num_threads=1)
+        first, last = [self.bos_id] if bos else [], [self.eos_id] if eos else []
+        return np.concatenate([np.array(first, np.int32), *parts, np.array(last, np.int32)])
+
+    def _is_long(self, text: str) -> bool:
+        return len(text) >= 2 * _PART_CHARACTERS and self._may_cut
 
     def _encode(self, text: str) -> list[int]:
-        if len(text) < 2 * _PART_CHARACTERS or not self._may_cut:
+        if not self._is_long(text):
             ids: list[int] = self._model.encode(text)
             return ids
         parts: list[list[int]] = self._model.encode(list(_parts(text)), num_threads=1)

@@ -85,21 +85,10 @@ def prepare(
     corpus without text, more than `max_bad` bad records (a number, or a share: "1%"), or a damaged
     file.
     """
-    if not 0 <= validation_fraction < 1:
-        raise CallError(
-            f"a validation fraction of {validation_fraction} is not in 0 <= fraction < 1",
-            where="--validation",
-            remedy="give the share of documents to hold out, such as 0.01",
-        )
+    policy = Policy(os.fspath(tokenizer), bos, eos, validation_fraction, format, chat_template)
+    _check(policy)
     options, folder, limit = options or Options(), Path(out), parse_limit(max_bad)
     loaded, files = load_tokenizer(tokenizer), find_files(sources, options)
-    policy = Policy(str(loaded.path), bos, eos, validation_fraction, format, chat_template)
-    if chat_template and not policy.mask:
-        raise CallError(
-            "a chat template has nothing to say of plain text",
-            where="--chat-template",
-            remedy="leave it out, or name the records' --format",
-        )
     choice, encoder = Choice(deduplicate, max_document_bytes), encoder_of(policy)
     options = replace(options, objects=policy.mask)
     asked = _asked(loaded, policy, choice, options) | encoder.asked
@@ -125,6 +114,21 @@ def prepare(
         write_json(staging / MANIFEST, manifest)
         _publish(staging, folder)
     return Prepared(folder, manifest, skipped=False)
+
+
+def _check(policy: Policy) -> None:
+    if not 0 <= policy.validation_fraction < 1:
+        raise CallError(
+            f"a validation fraction of {policy.validation_fraction} is not in 0 <= fraction < 1",
+            where="--validation",
+            remedy="give the share of documents to hold out, such as 0.01",
+        )
+    if policy.template and not policy.mask:
+        raise CallError(
+            "a chat template has nothing to say of plain text",
+            where="--chat-template",
+            remedy="leave it out, or name the records' --format",
+        )
 
 
 def share_done(out: str | os.PathLike[str]) -> float | None:

@@ -12,6 +12,7 @@ that a template writes after it is not, for generation has stopped by then.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 
@@ -92,10 +93,15 @@ def _said(message: Message) -> list[str]:
     return [*(message[key] for key in keys if key in message), *called]
 
 
+def _is_in(text: str, part: str) -> bool:
+    """As it is, or as JSON writes it, which templates do with the results of tools."""
+    return part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text
+
+
 def _require_all(chat: Chat, text: str, spans: Sequence[Span]) -> None:
     """What was given is there: a template that has no place for it says nothing."""
     for number, message in enumerate(chat.messages, 1):
-        if not all(part.strip() in text for part in _said(message)):
+        if not all(_is_in(text, part.strip()) for part in _said(message)):
             raise BadRecord(
                 f"the chat template leaves out a message or changes it: message {number}"
             )

@@ -253,11 +253,12 @@ CALLING = [
             {"type": "function", "function": {"name": "weather", "arguments": '{"city": "é"}'}}
         ],
     },
-    {"role": "tool", "content": "no"},
+    {"role": "tool", "content": 'no "é"'},
     {"role": "assistant", "content": "no rain"},
 ]
 WITH_TOOLS = (
-    "{{ tools | tojson }}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{{ tools | tojson }}{% for m in messages %}[{{ m.role }}]"
+    "{{ m.content | tojson if m.role == 'tool' else m.content }}"
     "{% for call in m.tool_calls %}{{ call.function.name }}"
     "{{ call.function.arguments | tojson }}{% endfor %}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -268,7 +269,10 @@ def test_tool_calls_are_learnt_where_the_template_shows_them(draw: Draw, tmp_pat
     path = tmp_path / "t.jinja"
     path.write_text(WITH_TOOLS)
     found = draw({"messages": CALLING, "tools": TOOLS}, "llama-2", str(path))
-    assert '[assistant]⟦weather{"city": "é"}</s>⟧ [tool]no</s> [assistant]⟦no rain</s>⟧' in found
+    assert (
+        '[assistant]⟦weather{"city": "é"}</s>⟧ [tool]"no \\"é\\""</s> [assistant]⟦no rain</s>⟧'
+        in found
+    )
     assert '"parameters": {"z": 1, "a": 2}' in found
     for record in ({"messages": CALLING}, {"messages": CHAT, "tools": TOOLS}):
         with pytest.raises(BadRecord, match=r"has no place for tools|leaves out a message"):

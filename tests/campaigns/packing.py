@@ -1,13 +1,13 @@
 """What whole documents in rows cost: places left empty, and attention within documents only.
 
-    python -m tests.campaigns.packing [--short] [--threads N]
+    python -m tests.campaigns.packing [--short]
 
 Documents have log-normal lengths (mean 400 tokens, deviation of the logarithm 1.2), cut at a row.
 First table: rows of every way to pack them, and how long packing took. Second: forward and backward
 of a small model over the same packed rows, attention within documents by a call for each, by a
 dense mask, and across documents (causal, the windows' default); in turns, and the median of each.
-Live tensor bytes are the peak beyond the model's. Exits with 1 if the losses of the first two
-differ.
+Seconds are the process's own, on one core, so that a busy machine counts little; bytes are the peak
+of live tensors beyond the model's. Exits with 1 if the losses of the first two differ.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 2048,
     "hidden_size": 512,
     "intermediate_size": 1408,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
@@ -50,9 +50,9 @@ def packings(documents: int, room: int) -> None:
     """Rows that each way makes, and what share of their places is empty."""
     sizes = lengths_of(documents, room)
     print(f"{documents:,} documents of {sizes.mean():.0f} tokens on average, rows of {room}:")
-    began = time.perf_counter()
+    began = time.process_time()
     rows = len(best_fit.pack(sizes, room))
-    taken = time.perf_counter() - began
+    taken = time.process_time() - began
     naive = int(best_fit.next_fit(sizes, room)[-1]) + 1
     found = {"best_fit": rows, "next-fit, in their order": naive, "none": documents}
     for name, count in found.items():
@@ -103,14 +103,14 @@ def steps(shape: dict[str, Any], rows: int, room: int, repeats: int) -> bool:
         "across documents": lambda: model(**across).loss,
     }
     documents = int((batch["document_lengths"] > 0).sum())
-    print(f"{rows} rows of {batch['input_ids'].shape[1]}, {documents} documents, fp32:")
+    print(f"{rows} rows of {batch['input_ids'].shape[1]}, {documents} documents, fp32:", flush=True)
     taken: dict[str, list[float]] = {name: [] for name in ways}
     losses, peaks = {}, {}
     for _ in range(1 + repeats):
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = time.process_time()
             way().backward()
-            taken[name].append(time.perf_counter() - began)
+            taken[name].append(time.process_time() - began)
             model.zero_grad()
     for way in taken.values():
         del way[0]  # the first pass warms up
@@ -137,15 +137,14 @@ def steps(shape: dict[str, Any], rows: int, room: int, repeats: int) -> bool:
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--short", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args(words)
-    torch.set_num_threads(asked.threads)
+    torch.set_num_threads(1)
     if asked.short:
         packings(2_000, 512)
         return 0 if steps(SHORT, 2, 128, 1) else 1
     for room in (2048, 8192):
         packings(1_000_000, room)
-    cases = ((4, 512, 9), (2, 2048, 9), (1, 4096, 5))
+    cases = ((4, 512, 5), (2, 1024, 5), (1, 4096, 5))
     return 0 if all([steps(SHAPE, *case) for case in cases]) else 1
 
 

@@ -78,14 +78,31 @@ def contents(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
+def outlived(workers: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run after a long wait; nobody may have asked how the others ended."""
+    deadline = time.monotonic() + GONE_S
+    while alive := [worker for worker in workers if _runs(worker)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return alive
+
+
+def _runs(worker: psutil.Process) -> bool:
+    try:
+        return worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def kill(process: subprocess.Popen[str]) -> list[int]:
     """End the parent alone with SIGKILL; returns the workers that outlive it for long."""
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    process.communicate()
-    _, alive = psutil.wait_procs(workers, timeout=GONE_S)
+    alive = outlived(workers)
     for worker in alive:
         worker.kill()
+    process.communicate()  # whoever lives on holds its pipes open
     return [worker.pid for worker in alive]
 
 

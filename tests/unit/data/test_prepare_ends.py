@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from ds_llama.data.prepare import share_done
-from tests.campaigns.prepare_kills import GONE_S, Call, contents, kill, write_corpus
+from tests.campaigns.prepare_kills import GONE_S, Call, contents, kill, outlived, write_corpus
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -56,12 +56,15 @@ def test_killed_twice_and_stopped_once(
     assert process.returncode == 130
     shares.append(share_done(out) or 0)
     assert 0 < shares[0] < shares[1] < shares[2] < 1
-    said_at = f"stopped at {100 * shares[2]:.0f} %; the same call goes on there\n"
-    assert said == f"going on at {100 * shares[1]:.0f} %\n{said_at}"
-    assert psutil.wait_procs(workers, timeout=GONE_S)[1] == []
+    # A slow machine tells of its progress in between.
+    assert said.startswith(f"going on at {100 * shares[1]:.0f} %\n")
+    assert said.endswith(f"stopped at {100 * shares[2]:.0f} %; the same call goes on there\n")
+    assert "Error" not in said
+    assert outlived(workers) == []
     process = Call(words(corpus, tokenizer_folder, out, 1), characters=20_000).start()
     _, said = process.communicate()
     assert process.returncode == 0
-    assert said.startswith(f"going on at {100 * shares[2]:.0f} %\nbad records (")
+    assert said.startswith(f"going on at {100 * shares[2]:.0f} %\n")
+    assert "bad records (" in said
     assert contents(out) == contents(whole)
     assert not (out / ".preparing").exists()

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ds_llama.data.chat.pipeline import Pipeline, Token, marker
+from ds_llama.data.chat.pipeline import Pipeline, Place, marker
 from ds_llama.data.chat.records import BadRecord, Chat, Text, read_record
 from ds_llama.data.chat.spans import Span, render
 from ds_llama.data.chat.template import Template, find_template, shipped_templates
@@ -117,7 +117,7 @@ class _Chats:
         marked = Chat(self._mark(chat.messages), chat.learnt, self._mark(chat.tools))
         text, spans = render(marked, self._template, self._ends_turn)
         tokens = self._pipeline.encode(text)
-        return Document([token.id for token in tokens], _mask(tokens, spans))
+        return Document(tokens.ids, _mask(tokens.places, spans))
 
     def _ends_turn(self, text: str) -> bool:
         return text.endswith(self._controls)
@@ -137,12 +137,11 @@ class _Chats:
             )
 
 
-def _mask(tokens: Sequence[Token], spans: Sequence[Span]) -> list[int]:
-    """1 for a token with a character in a span, or that begins in one; spans are in order."""
-    starts = [start for start, _ in spans]
-
-    def is_learnt(token: Token) -> int:
-        last = bisect_right(starts, max(token.start, token.end - 1)) - 1
-        return int(last >= 0 and token.start < spans[last][1])
-
-    return [is_learnt(token) for token in tokens]
+def _mask(places: Sequence[Place], spans: Sequence[Span]) -> list[int]:
+    """1 for a token with a character in a span, or without one that stands in a span."""
+    mask = [0] * len(places)
+    for start, end in spans:
+        first = bisect_left(places, start, key=lambda place: max(place[0], place[1] - 1))
+        behind = bisect_left(places, end, key=lambda place: place[0])
+        mask[first:behind] = [1] * (behind - first)
+    return mask

@@ -26,12 +26,15 @@ _TEXT, _TEXT_END = "\U000f0000", "\U000f0001"
 _MARKS = f"{_TEXT}{_TEXT_END}{BEGIN}{END}"
 
 
-class Token(NamedTuple):
-    """`start` and `end`: its characters in the rendered chat."""
+Place = tuple[int, int]
 
-    id: int
-    start: int
-    end: int
+
+class Tokens(NamedTuple):
+    """`places`: of each id its characters in the rendered chat, from the first to behind the last;
+    in order, since neighbours may share a character and none steps back."""
+
+    ids: list[int]
+    places: list[Place]
 
 
 class Pipeline:
@@ -111,20 +114,22 @@ class Pipeline:
             if text in self._special or (text in literal_text and not text.isspace())
         ]
 
-    def encode(self, chat: str) -> list[Token]:
+    def encode(self, chat: str) -> Tokens:
         """A chat whose messages went through `marker`.
 
         Pieces are what transformers' `encode_marked_chat` makes of it: a piece within the chat is
         read behind a newline, whose ids go again, so that no space is put before it.
         """
-        tokens: list[Token] = []
+        tokens = Tokens([], [])
         for piece, start, as_text in self._pieces(chat):
             if as_text:
-                tokens += self._as_text(piece, start)
+                found = self._as_text(piece, start)
             elif start == 0:
-                tokens += _placed(self._encode(piece), 0, 0)
+                found = _placed(self._encode(piece), 0, 0)
             else:
-                tokens += self._within(piece, start)
+                found = self._within(piece, start)
+            tokens.ids.extend(found.ids)
+            tokens.places.extend(found.places)
         return tokens
 
     def _pieces(self, chat: str) -> list[tuple[str, int, bool]]:
@@ -141,18 +146,18 @@ class Pipeline:
     def _encode(self, text: str) -> Any:
         return self._model.encode(text, add_special_tokens=False)
 
-    def _within(self, piece: str, start: int) -> list[Token]:
+    def _within(self, piece: str, start: int) -> Tokens:
         behind, count = self._encode("\n" + piece), len(self._newline)
         if behind.ids[:count] == self._newline:
             return _placed(behind, start - 1, count)
         return _placed(self._encode(piece), start, 0)
 
-    def _as_text(self, piece: str, start: int) -> list[Token]:
+    def _as_text(self, piece: str, start: int) -> Tokens:
         ids, count = self._plain("\n" + piece), len(self._newline)
         ids = ids[count:] if ids[:count] == self._newline else self._plain(piece)
         if self._model.token_to_id(piece) in ids:
             raise BadRecord(f"text that can only be read as a control token: {piece!r}")
-        return [Token(i, start, start + len(piece)) for i in ids]
+        return Tokens(ids, [(start, start + len(piece))] * len(ids))
 
     def _plain(self, text: str) -> list[int]:
         """Without any added token: the pipeline's parts by hand."""
@@ -186,9 +191,11 @@ def _longest_first(texts: Sequence[str]) -> list[str]:
     return [re.escape(text) for text in sorted(texts, key=len, reverse=True)]
 
 
-def _placed(encoding: Any, shift: int, skip: int) -> list[Token]:
-    places = zip(encoding.ids, encoding.offsets, strict=True)
-    return [Token(i, start + shift, end + shift) for i, (start, end) in places][skip:]
+def _placed(encoding: Any, shift: int, skip: int) -> Tokens:
+    places = encoding.offsets
+    if shift:
+        places = [(start + shift, end + shift) for start, end in places]
+    return Tokens(encoding.ids[skip:], places[skip:])
 
 
 def _content(token: Any) -> str | None:

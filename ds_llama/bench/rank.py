@@ -274,15 +274,7 @@ def open_loader(resolved: Resolved) -> Iterator[Loader]:
     """This rank's batches of the run's data, in the run's order."""
     run = resolved.run
     dataset, order = open_corpora(run.data, run.data.train, run.train.seed)
-    loader = Loader(
-        dataset,
-        order,
-        global_batch_size=resolved.global_batch_size,
-        micro_batch_size=resolved.micro_batch_size,
-        rank=world.rank(),
-        world_size=world.world_size(),
-        vocab_size=resolved.model.vocab_size,
-    )
+    loader = Loader.of_run(resolved, dataset, order, rank=world.rank(), device=world.device())
     try:
         yield loader
     finally:

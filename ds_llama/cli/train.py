@@ -120,12 +120,14 @@ def _is_finished(run: Run, nproc: int, resume: str) -> bool:
     from ds_llama.commit.verify import verify
     from ds_llama.config.resolve import resolve
     from ds_llama.data import open_corpora
+    from ds_llama.data.sampler import check_enough, samples_asked
     from ds_llama.launcher.environment import has_device
 
     resolved = resolve(run, nproc, device="cuda" if has_device() else "cpu").run
-    for shards in (resolved.data.train, resolved.data.validation):
-        if shards is not None:
-            open_corpora(resolved.data, shards, resolved.train.seed)
+    _, order = open_corpora(resolved.data, resolved.data.train, resolved.train.seed)
+    check_enough(order, samples_asked(resolved.train, order))
+    if resolved.data.validation is not None:
+        open_corpora(resolved.data, resolved.data.validation, resolved.train.seed)
     output = Path(run.output)
     newest = listing.to_resume(output / "checkpoints", resume)
     exports = {"export": run.checkpoint.export, "export-ema": run.ema and run.ema.export}

@@ -53,10 +53,11 @@ class ModelSource(Frozen):
 
 
 class Corpus(Frozen):
-    """One of several shards, and how often it is drawn from."""
+    """One of several shards, how often it is drawn from, and how many times over at most."""
 
     path: str = Field(min_length=1)
     weight: Real = Field(default=1.0, gt=0)
+    max_epochs: Annotated[Real, Field(gt=0)] | None = None
 
 
 def _form(value: Any) -> str:
@@ -87,6 +88,7 @@ class DataConfig(Frozen):
 
     train: Annotated[_One | _Several, Discriminator(_form)]
     validation: str | None = None
+    temperature: Annotated[Real, Field(gt=0)] | None = None
     sequence_length: Whole = Field(default=2048, ge=2)
     packing: Literal["windows", "best_fit", "none"] = "windows"
     attention_mask: Literal["causal", "block_causal"] | None = None

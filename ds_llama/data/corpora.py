@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from ds_llama.config.run import DataConfig
 from ds_llama.data.documents import DocumentDataset
 from ds_llama.data.mixing import ConcatenatedDataset, MixtureSampler
 from ds_llama.data.packing import PackedDataset
 from ds_llama.data.sample import Dataset
-from ds_llama.data.sampler import Sampler
+from ds_llama.data.sampler import Order, Sampler
 from ds_llama.data.shards import Shard
-
-
-class Order(Protocol):
-    """Dataset index of each sample since training began; `length` samples are an epoch."""
-
-    length: int
-
-    def index(self, global_sample_index: int) -> int: ...
-
 
 Corpora = str | os.PathLike[str] | Sequence[Mapping[str, Any] | Any]
 
@@ -34,8 +25,9 @@ def open_data(
     packing: str = "windows",
     block_causal: bool = False,
     truncation: str = "right",
+    temperature: float | None = None,
 ) -> tuple[Dataset, Order]:
-    """Open a shard prefix, or a weighted list of `{"path", "weight"}` (mappings or objects).
+    """Open a shard prefix, or a list of `{"path", "weight", "max_epochs"}` (mappings or objects).
 
     The other words are those of `DataConfig`. Raises `DataError` for a shard that is missing or
     damaged, or that does not fill one row.
@@ -49,9 +41,15 @@ def open_data(
     if isinstance(paths, (str, os.PathLike)):
         single = dataset(paths)
         return single, Sampler(len(single), seed)
-    entries = [_path_and_weight(entry) for entry in paths]
-    parts = [dataset(path) for path, _ in entries]
-    order = MixtureSampler([len(part) for part in parts], [weight for _, weight in entries], seed)
+    entries = [_read(entry) for entry in paths]
+    parts = [dataset(entry.path) for entry in entries]
+    order = MixtureSampler(
+        [len(part) for part in parts],
+        [entry.weight for entry in entries],
+        seed,
+        temperature=temperature,
+        max_epochs=[entry.max_epochs for entry in entries],
+    )
     return ConcatenatedDataset(parts), order
 
 
@@ -64,6 +62,7 @@ def open_corpora(data: DataConfig, paths: Corpora, seed: int) -> tuple[Dataset, 
         packing=data.packing,
         block_causal=data.block_causal,
         truncation=data.truncation,
+        temperature=data.temperature,
     )
 
 
@@ -74,7 +73,12 @@ def packed_lines(dataset: Dataset) -> list[str]:
     return [f"{part.shard.prefix}: {part.packed}" for part in held]
 
 
-def _path_and_weight(entry: Mapping[str, Any] | Any) -> tuple[str, float]:
-    if isinstance(entry, Mapping):
-        return str(entry["path"]), entry.get("weight", 1)
-    return str(entry.path), entry.weight
+class _Entry(NamedTuple):
+    path: str
+    weight: float
+    max_epochs: float | None
+
+
+def _read(entry: Mapping[str, Any] | Any) -> _Entry:
+    words = entry if isinstance(entry, Mapping) else vars(entry)
+    return _Entry(str(words["path"]), words.get("weight", 1), words.get("max_epochs"))

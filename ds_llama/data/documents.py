@@ -99,7 +99,7 @@ class DocumentDataset:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        pieces = self._rows.order[self._rows.starts[index] : self._rows.starts[index + 1]]
+        pieces = self._pieces_of(index)
         sizes = self._sizes[pieces]
         parts = [
             read(self.shard, self._mask, start, size)
@@ -108,6 +108,13 @@ class DocumentDataset:
         ids, labels = (np.concatenate(rows) for rows in zip(*parts, strict=True))
         labels[np.cumsum(sizes) - sizes] = IGNORED
         return Sample(ids, labels, tuple(sizes.tolist()))
+
+    def lengths(self, index: int) -> tuple[int, ...]:
+        """`Sample.lengths` of a row, without reading its tokens."""
+        return tuple(self._sizes[self._pieces_of(index)].tolist())
+
+    def _pieces_of(self, index: int) -> Ints:
+        return self._rows.order[self._rows.starts[index] : self._rows.starts[index + 1]]
 
     def __repr__(self) -> str:
         length = self.sequence_length

@@ -35,30 +35,69 @@ class ConcatenatedDataset:
         part = bisect_right(self.starts, index) - 1
         return self.parts[part][index - self.starts[part]]
 
+    def lengths(self, index: int) -> tuple[int, ...]:
+        """`Sample.lengths`, and nothing is read."""
+        part = bisect_right(self.starts, index) - 1
+        return self.parts[part].lengths(index - self.starts[part])
+
     def __repr__(self) -> str:
         return " + ".join(map(repr, self.parts))
 
 
 class MixtureSampler:
-    """Draws from corpora in proportion to `weights`, each corpus in the order of its own `Sampler`.
+    """Draws from corpora in fixed proportion, each corpus in the order of its own `Sampler`.
 
-    The weights become integers p_i with sum P, and P samples hold exactly p_i of corpus i. Within
-    the period the j-th of corpus i stands at (j + 1/2) / p_i of it, so that after any k samples the
-    count is within 1/2 + (p_i/P) * corpora/2 of k * p_i/P. A corpus that is used up begins its next
-    epoch while the others go on. `length` is that of all corpora together.
+    Corpus i has the share `weight_i x samples_i^(1/temperature)` of the draws: with a temperature
+    of 1 as often as it is large, with higher ones the small corpora more, without one the weights
+    alone (Arivazhagan et al., arXiv:1907.05019; Conneau and Lample, arXiv:1901.07291, section 3.1,
+    call 1/temperature alpha). The shares become integers p_i with sum P, and P samples hold exactly
+    p_i of corpus i. Within the period the j-th of corpus i stands at (j + 1/2) / p_i of it, so that
+    after any k samples the count is within 1/2 + (p_i/P) * corpora/2 of k * p_i/P.
+
+    A corpus that is used up begins its next epoch while the others go on, until it has been drawn
+    `max_epochs` times over. Then its places are left out, and the others follow each other as they
+    would have done:
+
+        shares 1:1:2                    a c b c a c b c a c b c
+        a ends after two draws          a c b c a c b c   c b c
+
+    `length` is that of all corpora together, an epoch. `end` is the number of samples that there
+    are: the caps of all corpora together, None unless each has one.
     """
 
-    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        *,
+        temperature: float | None = None,
+        max_epochs: Sequence[float | None] | None = None,
+    ) -> None:
         self.length = sum(lengths)
         self.starts = [0, *accumulate(lengths)]
         # Seeds of their own: corpora of equal length must not be walked in step.
         self.samplers = [Sampler(n, mix(mix(seed) + i)) for i, n in enumerate(lengths)]
+        if temperature is not None:
+            pairs = zip(weights, lengths, strict=True)
+            weights = [weight * length ** (1 / temperature) for weight, length in pairs]
         self.parts = integer_proportions(weights)
         self._corpus, self._rank = _schedule(self.parts)
+        most = max_epochs or [None] * len(lengths)
+        caps = [_cap(n, epochs) for n, epochs in zip(lengths, most, strict=True)]
+        self._phases = self._cut(caps)
+        self._firsts = [phase.first for phase in self._phases]
+        self.end = None if None in caps else self._firsts[-1]
 
     def corpus_and_position(self, global_sample_index: int) -> tuple[int, int]:
-        """Which corpus, and the how-manieth sample of it."""
-        period, place = divmod(global_sample_index, len(self._corpus))
+        """Which corpus, and the how-manieth sample of it.
+
+        Raises IndexError beyond the `end`.
+        """
+        if self.end is not None and global_sample_index >= self.end:
+            raise IndexError(f"sample {global_sample_index} of {self.end}")
+        phase = self._phases[bisect_right(self._firsts, global_sample_index) - 1]
+        period, place = phase.place(global_sample_index)
         corpus = int(self._corpus[place])
         return corpus, period * self.parts[corpus] + int(self._rank[place])
 
@@ -68,6 +107,55 @@ class MixtureSampler:
 
     def __len__(self) -> int:
         return self.length
+
+    def _cut(self, caps: Sequence[int | None]) -> list[_Phase]:
+        """A phase for each set of corpora that are drawn from, the whole one first."""
+        period, alive = len(self._corpus), set(range(len(self.parts)))
+        phases = [_Phase(0, 0, period, np.arange(period, dtype=np.int32))]
+        lasts = [self._draw(corpus, cap - 1) for corpus, cap in enumerate(caps) if cap is not None]
+        for last in sorted(lasts):
+            alive.remove(int(self._corpus[last % period]))
+            places = np.flatnonzero(np.isin(self._corpus, [*alive])).astype(np.int32)
+            first = phases[-1].samples_before(last + 1)
+            phases.append(_Phase(first, last + 1, period, places))
+        return phases
+
+    def _draw(self, corpus: int, position: int) -> int:
+        """Where in the schedule of all corpora the `position`-th draw of one stands."""
+        period, rank = divmod(position, self.parts[corpus])
+        return period * len(self._corpus) + int(np.flatnonzero(self._corpus == corpus)[rank])
+
+
+class _Phase:
+    """The schedule of all corpora, without the places of those that have ended, from `start` on.
+
+    `start` counts places as if no corpus ever ended, so that what is left out moves nothing else.
+    `first` is the sample that stands at the first place.
+    """
+
+    def __init__(self, first: int, start: int, period: int, places: npt.NDArray[np.int32]) -> None:
+        self.first, self._period, self._places = first, period, places
+        self._before = self._count(start)
+
+    def _count(self, place: int) -> int:
+        """How many of the places before this one are not left out."""
+        periods, rest = divmod(place, self._period)
+        return periods * len(self._places) + int(np.searchsorted(self._places, rest))
+
+    def samples_before(self, place: int) -> int:
+        """Index of the first sample from this place on, if this phase goes on until there."""
+        return self.first + self._count(place) - self._before
+
+    def place(self, global_sample_index: int) -> tuple[int, int]:
+        """Period and place in it of a sample of this phase."""
+        drawn = self._before + global_sample_index - self.first
+        period, rest = divmod(drawn, len(self._places))
+        return period, int(self._places[rest])
+
+
+def _cap(length: int, max_epochs: float | None) -> int | None:
+    """Samples that `max_epochs` passes over a corpus allow, one at least; None: without end."""
+    return None if max_epochs is None else max(1, int(length * Fraction(str(max_epochs))))
 
 
 def integer_proportions(weights: Sequence[float]) -> list[int]:

@@ -51,7 +51,14 @@ class PackedDataset:
             return Sample(ids, labels, (len(ids),))
         first = self._document_starts(start)
         labels[first] = IGNORED
-        return Sample(ids, labels, tuple(np.diff([*first, len(ids)]).tolist()))
+        return Sample(ids, labels, self.lengths(index))
+
+    def lengths(self, index: int) -> tuple[int, ...]:
+        """`Sample.lengths` of a window, without reading its tokens."""
+        if not self.block_causal:
+            return (self.sequence_length,)
+        first = self._document_starts(index * (self.sequence_length - 1))
+        return tuple(np.diff([*first, self.sequence_length]).tolist())
 
     def _document_starts(self, start: int) -> list[int]:
         """Where documents begin in the window, its own beginning first; empty ones left out."""

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import isqrt
+from typing import Protocol
+
+from ds_llama.config.run import TrainConfig
+from ds_llama.errors import DataError
 
 _ROUNDS = 8
 _MASK = (1 << 64) - 1
@@ -54,8 +58,22 @@ def permute(index: int, n: int, seed: int, epoch: int) -> int:
             return index
 
 
+class Order(Protocol):
+    """Dataset index of each sample since training began; `length` samples are an epoch.
+
+    end: how many samples there are, None for any number.
+    """
+
+    length: int
+    end: int | None
+
+    def index(self, global_sample_index: int) -> int: ...
+
+
 class Sampler:
     """The endless order over a dataset of `length` samples: each epoch a permutation of its own."""
+
+    end: int | None = None
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
@@ -67,3 +85,25 @@ class Sampler:
 
     def __len__(self) -> int:
         return self.length
+
+
+def samples_asked(train: TrainConfig, order: Order) -> int:
+    """Samples of a run from its first to its last step, by `train.steps` or else `train.epochs`.
+
+    `train` is a resolved run's, which has one of the two and the batch.
+    """
+    if train.steps is not None:
+        return train.steps * (train.global_batch_size or 1)
+    return max(1, round((train.epochs or 1.0) * order.length))
+
+
+def check_enough(order: Order, samples: int) -> None:
+    """Raise DataError where `max_epochs` of all corpora together allow fewer samples."""
+    if order.end is None or samples <= order.end:
+        return
+    raise DataError(
+        f"the run takes {samples} samples, and the corpora give {order.end} within their "
+        "max_epochs",
+        where="data.train",
+        remedy="lower train.steps or train.epochs, raise max_epochs, or leave it out of one corpus",
+    )

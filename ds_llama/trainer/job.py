@@ -20,7 +20,7 @@ from ds_llama.commit.lock import RunLock
 from ds_llama.config.changes import changes
 from ds_llama.config.resolve import Resolved
 from ds_llama.config.run import Run
-from ds_llama.data.corpora import open_corpora, packed_lines
+from ds_llama.data.corpora import open_corpora
 from ds_llama.data.loader import Loader
 from ds_llama.evals.perplexity import Perplexity, evaluate
 from ds_llama.measure import memory
@@ -28,6 +28,7 @@ from ds_llama.planner import hardware
 from ds_llama.tracking import Tracker, jsonl, open_trackers
 from ds_llama.trainer import events
 from ds_llama.trainer.account import Recording
+from ds_llama.trainer.feeding import Feed
 from ds_llama.trainer.hooks import Hook, default_hooks
 from ds_llama.trainer.metrics import Meter
 from ds_llama.trainer.signals import StopRequest
@@ -53,6 +54,7 @@ class Job:
     hooks: Sequence[Hook] = field(default_factory=default_hooks)
     recording: Recording | None = None
     background: Background = field(default_factory=Background)
+    unreadable: Exception | None = None
 
     @property
     def output(self) -> Path:
@@ -91,22 +93,23 @@ def open_job(engine: Any, run: Run, resume: str) -> Iterator[Job]:
     output = Path(resolved.run.output)
     with ExitStack() as stack:
         checkpoint = choose(output / "checkpoints", resume)
-        total, open_loader = _training_data(resolved)
-        state = TrainState(total, early_stopping=resolved.run.evaluation.early_stopping)
+        feed = Feed.open(resolved)
+        state = TrainState(0, early_stopping=resolved.run.evaluation.early_stopping)
         if checkpoint is not None:
             with memory.Watch() as watch:
                 state.restore(resuming.load(engine, checkpoint, resolved))
             most = max(ranks.gather(watch), key=lambda watch: watch.peak_bytes or 0)
             if world.rank() == 0:
                 _say_resumed(checkpoint, resolved, most)
-        loader = open_loader(state)
+        state.total_steps = feed.total_steps(state)
+        loader = feed.loader(state)
         stack.callback(loader.close)
         job = Job(
             engine,
             resolved,
             state,
             loader,
-            open_loader,
+            feed.loader,
             stack.enter_context(StopRequest()),
             Meter(resolved, _peak_flops(resolved)),
             schedule=schedule_of(resolved, state),
@@ -142,31 +145,6 @@ def _say_resumed(folder: Path, resolved: Resolved, most: memory.Watch) -> None:
     lines = "".join(f"\n  {line}" for line in changes(then, resolved.to_json()))
     what = f"\nwhat has changed since it was saved:{lines}" if lines else ""
     print(f"going on from {folder.name}, loaded in {most}{what}", file=sys.stderr)
-
-
-def _training_data(resolved: Resolved) -> tuple[int, Callable[[TrainState], Loader]]:
-    """Steps of the run, and the loader from where it stands on."""
-    run = resolved.run
-    dataset, sampler = open_corpora(run.data, run.data.train, run.train.seed)
-    for line in packed_lines(dataset) if world.rank() == 0 else ():
-        print(line, file=sys.stderr)
-    batch = resolved.global_batch_size
-    total = resolved.total_steps or max(1, round(run.train.epochs * len(dataset)) // batch)
-
-    def loader(state: TrainState) -> Loader:
-        return Loader(
-            dataset,
-            sampler,
-            global_batch_size=batch,
-            micro_batch_size=resolved.micro_batch_size,
-            rank=world.rank(),
-            world_size=world.world_size(),
-            start_step=state.step,
-            start_sample=state.samples_seen,
-            vocab_size=resolved.model.vocab_size,
-        )
-
-    return total, loader
 
 
 def schedule_of(resolved: Resolved, state: TrainState) -> schedules.Schedule | None:

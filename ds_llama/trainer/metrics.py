@@ -7,7 +7,8 @@
 Rates are over wall time from the end of one step to the end of the next, so that nothing that the
 loop does between two steps is free, except validation and saves. Of saves a row says, since the row
 before: checkpoint_pause_s, how long training stood still, and checkpoint_write_s, how long what was
-committed took from its copy (in the background) or its beginning to its commit.
+committed took from its copy (in the background) or its beginning to its commit. `imbalance`, where
+rows are of unequal work: that of the longest ranks over the mean (`data.balance`).
 """
 
 from __future__ import annotations
@@ -68,7 +69,13 @@ class Meter:
         return found
 
     def row(
-        self, state: TrainState, result: StepResult, lr: float, *, logged: bool
+        self,
+        state: TrainState,
+        result: StepResult,
+        lr: float,
+        *,
+        logged: bool,
+        imbalance: float | None = None,
     ) -> dict[str, Any]:
         """The row of the step that just ended; `state` has counted it already.
 
@@ -94,6 +101,7 @@ class Meter:
             "mfu": mfu(per_device, self._flops_per_token, self._peak_flops),
             "step_s": seconds,
             "data_wait_s": self._take_wait(),
+            **({} if imbalance is None else {"imbalance": imbalance}),
             **memory.snapshot(),
         }
 

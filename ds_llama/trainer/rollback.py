@@ -28,7 +28,7 @@ def roll_back(job: Job, why: str) -> None:
     Raises RunError without a checkpoint, and after `stability.max_rollbacks` of them.
     """
     state, most = job.state, job.resolved.run.stability.max_rollbacks
-    step, seen = state.step + 1, state.samples_seen + job.resolved.global_batch_size
+    step, seen = state.step + 1, state.samples_seen + job.loader.samples
     if len(state.rollbacks) >= most:
         raise _failed(job, f"{why}, after {most} rollbacks", "look at what the run learns from")
     with pulse.within("resume"), job.meter.outside_step():

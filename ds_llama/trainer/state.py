@@ -66,6 +66,11 @@ class TrainState:
             return None
         return self.patience.exhausted(self.early_stopping)
 
+    @property
+    def samples_left_out(self) -> int:
+        """Of the samples seen, those that rollbacks have taken out of the run again."""
+        return sum(end - first for first, end in (made["samples"] for made in self.rollbacks))
+
     def advance(self, tokens: int, samples: int, *, applied: bool = True) -> None:
         """Count one step of `tokens` valid tokens out of `samples` sequences."""
         self.skipped_steps += not applied

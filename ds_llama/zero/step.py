@@ -160,6 +160,8 @@ def _summed_loss(engine: Any, inputs: dict[str, Any], tokens: int) -> torch.Tens
     """
     words = engine.ds_llama.traits.sum_loss
     if words is None:
+        if not tokens:  # the mean over none is NaN, and NaN times nothing is no sum
+            inputs = {**inputs, "labels": inputs["input_ids"]}
         return engine(**inputs).loss * tokens
     return engine(**inputs, **words).loss
 

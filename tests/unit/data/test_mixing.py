@@ -13,9 +13,9 @@ from ds_llama.config.run import DataConfig
 from ds_llama.data import open_corpora, open_data
 from ds_llama.data.corpora import packed_lines
 from ds_llama.data.mixing import MixtureSampler, integer_proportions
-from ds_llama.data.sampler import Sampler
+from ds_llama.data.sampler import Sampler, check_enough
 from ds_llama.data.shards import ShardWriter
-from ds_llama.errors import ConfigError
+from ds_llama.errors import ConfigError, DataError
 from tests.unit.data.conftest import write_shard
 
 
@@ -135,3 +135,86 @@ def test_corpora_are_packed_as_the_run_says(tmp_path: Path) -> None:
     data = DataConfig(train=paths, sequence_length=5, packing="none", truncation="drop")
     dataset, _ = open_corpora(data, data.train, seed=0)
     assert [dataset[i].lengths for i in range(len(dataset))] == [(5,), (4,), (2,), (3,)]
+
+
+def uncapped(sampler: MixtureSampler, caps: list[int | None], count: int) -> list[tuple[int, int]]:
+    """The draws of a mixture without caps, those beyond them left out: at most `count`."""
+    endless = MixtureSampler([s.length for s in sampler.samplers], sampler.parts, seed=0)
+    drawn: list[tuple[int, int]] = []
+    index = 0
+    living = [cap is None for cap in caps]
+    while len(drawn) < count and (any(living) or len(drawn) < sum(c or 0 for c in caps)):
+        corpus, position = endless.corpus_and_position(index)
+        cap = caps[corpus]
+        if cap is None or position < cap:
+            drawn.append((corpus, position))
+        index += 1
+    return drawn
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    parts=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    epochs=st.lists(st.none() | st.sampled_from([0.25, 1, 1.5, 3, 8]), min_size=5, max_size=5),
+    start=st.integers(0, 300),
+)
+def test_a_corpus_at_its_cap_gives_way_and_moves_no_other(
+    parts: list[int], epochs: list[float | None], start: int
+) -> None:
+    """From any sample on: what is left of the endless mixture without the draws beyond the caps."""
+    epochs = epochs[: len(parts)]
+    sampler = MixtureSampler([8] * len(parts), parts, seed=0, max_epochs=epochs)
+    caps = [None if most is None else int(8 * most) for most in epochs]
+    expected = uncapped(sampler, caps, 350)
+    assert sampler.end == (None if None in caps else sum(cap for cap in caps if cap is not None))
+    found = range(start, min(start + 50, len(expected)))
+    assert [sampler.corpus_and_position(k) for k in found] == [expected[k] for k in found]
+    if sampler.end is not None:
+        with pytest.raises(IndexError, match=f"sample {sampler.end} of {sampler.end}"):
+            sampler.index(sampler.end)
+
+
+def test_the_others_keep_their_proportions_exactly() -> None:
+    sampler = MixtureSampler([100, 100, 100], [1, 3, 2], seed=0, max_epochs=[0.5, None, None])
+    drawn = [sampler.corpus_and_position(k)[0] for k in range(3000)]
+    last = max(k for k, corpus in enumerate(drawn) if corpus == 0)
+    assert Counter(drawn[: last + 1])[0] == 50
+    for start in (last + 1, last + 2, last + 444):
+        assert Counter(drawn[start : start + 500]) == {1: 300, 2: 200}
+
+
+def test_temperature_makes_shares_of_sizes() -> None:
+    """p_i in proportion to n_i^(1/T): T = 1 are the sizes themselves, a high one is even."""
+    sizes = [900, 100]
+
+    def share(temperature: float | None, weights: tuple[float, ...] = (1, 1)) -> float:
+        parts = MixtureSampler(sizes, weights, seed=0, temperature=temperature).parts
+        return parts[0] / sum(parts)
+
+    assert share(1) == 0.9
+    assert share(2) == 0.75
+    assert share(5) == pytest.approx(900**0.2 / (900**0.2 + 100**0.2), abs=1e-6)
+    assert share(None) == 0.5
+    assert share(1e9) == pytest.approx(0.5, abs=1e-6)
+    assert share(1, (1, 9)) == 0.5  # a weight is a factor beside it: the small corpus nine times
+    sampler = MixtureSampler(sizes, (1, 1), seed=0, temperature=1)
+    drawn = [sampler.index(k) for k in range(1000)]
+    assert sorted(drawn) == list(range(1000))
+
+
+def test_a_cap_is_never_less_than_one_sample() -> None:
+    assert MixtureSampler([3, 3], [1, 1], seed=0, max_epochs=[0.1, 0.7]).end == 1 + 2
+
+
+def test_more_samples_than_the_caps_allow_are_an_error_with_both_numbers() -> None:
+    sampler = MixtureSampler([10, 10], [1, 1], seed=0, max_epochs=[1, 2])
+    check_enough(sampler, 30)
+    check_enough(Sampler(10, seed=0), 10**9)
+    check_enough(MixtureSampler([10, 10], [1, 1], seed=0, max_epochs=[1, None]), 10**9)
+    with pytest.raises(DataError) as caught:
+        check_enough(sampler, 31)
+    assert caught.value.what == (
+        "the run takes 31 samples, and the corpora give 30 within their max_epochs"
+    )
+    assert caught.value.where == "data.train"
+    assert "raise max_epochs" in caught.value.remedy

@@ -129,7 +129,8 @@ class Loader:
             end_sample=end_sample,
             vocab_size=resolved.model.vocab_size,
             sequence_length=resolved.run.data.sequence_length,
-            cost=Cost.of(resolved.model),
+            # Whose rows are whose hangs on the number of ranks, and so would a micro-batch's bits.
+            cost=None if resolved.run.train.reproducible else Cost.of(resolved.model),
             device=device,
         )
 

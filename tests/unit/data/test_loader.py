@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ds_llama.data import open_data
+from ds_llama.data.balance import Cost
 from ds_llama.data.collate import Batch
 from ds_llama.data.loader import Loader
 from ds_llama.data.sample import Sample
 from ds_llama.data.sampler import Sampler
-from ds_llama.errors import ConfigError, DataError
+from ds_llama.errors import ConfigError, DataError, RunError
 from tests.unit.data.conftest import write_shard
 
 
@@ -31,8 +34,25 @@ class Numbers:
     def __getitem__(self, index: int) -> Sample:
         if index == self.broken:
             raise OSError("the disk is gone")
-        ids = np.full(3, index, dtype=np.int64)
-        return Sample(ids, ids, (3,))
+        ids = np.full(sum(self.lengths(index)), index, dtype=np.int64)
+        return Sample(ids, ids, self.lengths(index))
+
+    def lengths(self, index: int) -> tuple[int, ...]:
+        return (3,)
+
+
+class Documents(Numbers):
+    """Row i is a document of 2 to 32 times i."""
+
+    block_causal = True
+
+    def lengths(self, index: int) -> tuple[int, ...]:
+        return (2 + index * index % 31,)
+
+
+def learnt(batches: list[Batch]) -> list[int]:
+    """The samples that have labels."""
+    return [int(row[0]) for batch in batches for row in batch["labels"] if row[0] != -100]
 
 
 def firsts(batches: list[Batch]) -> list[int]:
@@ -168,3 +188,85 @@ def test_prefetching_stops_at_its_limit() -> None:
     with Loader(Counting(99), Sampler(99, 0), **sizes, rank=0, world_size=1):
         time.sleep(0.3)
         assert len(seen) == 4  # three in the queue, one in the hand
+
+
+sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4))
+
+
+@settings(max_examples=50, deadline=None)
+@given(cut=sizes, samples=st.integers(1, 60), seed=st.integers(0, 99), vary=st.booleans())
+def test_every_sample_of_an_epoch_is_learnt_once_and_all_ranks_take_equal_steps(
+    cut: tuple[int, int, int], samples: int, seed: int, vary: bool
+) -> None:
+    """Whatever is left for the last global batch, at any world size, micro-batch, accumulation."""
+    world, micro, accumulation = cut
+    batch = world * micro * accumulation
+    dataset = Documents(samples) if vary else Numbers(samples)
+    order = Sampler(samples, seed)
+    steps: list[list[list[Batch]]] = []
+    for rank in range(world):
+        with Loader(
+            dataset,
+            order,
+            global_batch_size=batch,
+            micro_batch_size=micro,
+            rank=rank,
+            world_size=world,
+            end_sample=samples,
+            sequence_length=32,
+            cost=Cost(100, 1),
+        ) as loader:
+            steps.append([])
+            for found in loader:
+                steps[-1].append(found)
+                begin = batch * (len(steps[-1]) - 1)
+                assert loader.samples == min(batch, samples - begin)
+                assert (loader.imbalance is not None) is vary
+    assert {len(own) for own in steps} == {-(-samples // batch)}
+    for number, window in enumerate(zip(*steps, strict=True)):
+        assert {len(own) for own in window} == {accumulation}
+        whole = range(number * batch, min(samples, (number + 1) * batch))
+        together = [sample for own in window for sample in learnt(own)]
+        assert sorted(together) == sorted(order.index(k) for k in whole)
+        for micro_batch in (each for own in window for each in own):
+            rows, tokens = micro_batch["input_ids"].shape
+            assert rows == micro or (vary and 0 < rows * tokens <= micro * 32)
+
+
+@settings(max_examples=30, deadline=None)
+@given(first=sizes, second=sizes, steps=st.integers(0, 5), seed=st.integers(0, 99))
+def test_a_run_goes_on_from_one_integer_at_any_split(
+    first: tuple[int, int, int], second: tuple[int, int, int], steps: int, seed: int
+) -> None:
+    """The number of samples seen says the rest: of an endless order, with another batch too."""
+    order, seen = Sampler(23, seed), steps * first[0] * first[1] * first[2]
+    world, micro, accumulation = second
+    batch = world * micro * accumulation
+    drawn = []
+    for rank in range(world):
+        with Loader(
+            Numbers(23),
+            order,
+            global_batch_size=batch,
+            micro_batch_size=micro,
+            rank=rank,
+            world_size=world,
+            start_step=steps,
+            start_sample=seen,
+        ) as loader:
+            drawn += learnt(next(loader)) + learnt(next(loader))
+    assert sorted(drawn) == sorted(order.index(seen + k) for k in range(2 * batch))
+
+
+def test_a_thread_that_ends_without_a_word_is_an_error() -> None:
+    class Killed(Loader):
+        def _work(self, step: int) -> None:
+            pass
+
+    sizes = {"global_batch_size": 1, "micro_batch_size": 1}
+    loader = Killed(Numbers(9), Sampler(9, 0), **sizes, rank=0, world_size=1)
+    with pytest.raises(RunError) as caught:
+        next(loader)
+    assert caught.value.what == "the thread that reads the data has ended without a word"
+    assert caught.value.where == "data.train"
+    assert "memory" in caught.value.remedy

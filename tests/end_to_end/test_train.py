@@ -10,11 +10,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from ds_llama.cli.train import _is_finished
 from ds_llama.config import load_run
+from ds_llama.data import ShardWriter
+from ds_llama.data.sampler import permute
 from ds_llama.launcher.run import PATIENCE_S
 from tests.campaigns import kill
 from tests.end_to_end.conftest import STEPS, Workspace
@@ -38,6 +41,12 @@ def test_one_row_a_step_with_every_metric(workspace: Workspace, trained: Path) -
         assert row["clip_coef"] == pytest.approx(min(1, 1 / (row["grad_norm"] + 1e-6)), rel=1e-5)
     assert rows[-1]["tokens_seen"] == STEPS * 8 * 63
     assert [row["step"] for row in rows if "validation_loss" in row] == [3, 6]
+
+
+def test_the_loader_keeps_up(workspace: Workspace, trained: Path) -> None:
+    """A rank's step reads 2 KB of tokens, and waits less than one percent of itself for them."""
+    waited = sorted(row["data_wait_s"] / row["step_s"] for row in workspace.rows("trained"))
+    assert waited[len(waited) // 2] < 0.01
 
 
 def test_resolved_files_hold_every_value(trained: Path) -> None:
@@ -264,12 +273,16 @@ def test_missing_data_is_found_before_anything_starts(workspace: Workspace) -> N
     assert not (workspace.folder / "runs/no-data").exists()
 
 
-def test_what_all_ranks_meet_is_one_message(workspace: Workspace) -> None:
-    """A vocabulary larger than the model's, which only reading the batches shows."""
-    run = workspace.write_run("small", model={"vocab_size": 300}, train={"steps": 2})
+def test_what_one_rank_reads_ends_all_with_one_message(workspace: Workspace) -> None:
+    """An id beyond the vocabulary in a window of the second rank's first step."""
+    ids = np.arange(1 + 40 * 63) % 400
+    ids[63 * permute(2, 40, 0, 0) + 30] = 499
+    with ShardWriter(workspace.folder / "odd", vocab_size=500) as writer:
+        writer.add(ids)
+    run = workspace.write_run("small", data={"train": "odd"}, train={"steps": 2})
     result = workspace.run("train", run, "--nproc", "2", code=1)
     assert result.stderr.count("error: ") == 1, result.stderr
-    assert "300" in result.stderr
+    assert "token id 499, the model's vocabulary has 400" in result.stderr
     assert "Traceback" not in result.stderr
     assert "frame #" not in result.stderr, result.stderr  # of a rank that asks a store that is gone
 

@@ -14,6 +14,7 @@ def check_run(run: Run, model: LlamaConfig | None = None) -> Iterator[Problem]:
     yield from _length(run)
     yield from _sequence(run, model)
     yield from _packing(run)
+    yield from _mixture(run)
     yield from _batch(run)
     yield from _schedule(run)
     yield from _plateau(run)
@@ -72,6 +73,19 @@ def _packing(run: Run) -> Iterator[Problem]:
             f"data.truncation {data.truncation!r} does nothing where data.packing is 'windows': no "
             "document is shortened",
             'remove it, or write "packing": "best_fit" or "none"',
+        )
+
+
+def _mixture(run: Run) -> Iterator[Problem]:
+    data = run.data
+    if data.temperature is not None and isinstance(data.train, str):
+        yield Problem(
+            "temperature-of-one",
+            "error",
+            "data.temperature",
+            f"data.temperature ({data.temperature:g}) weighs corpora by their sizes, and "
+            "data.train names one",
+            "remove it, or make data.train a list",
         )
 
 

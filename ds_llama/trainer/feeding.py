@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ds_llama.checkpoint import ranks
 from ds_llama.config.resolve import Resolved
 from ds_llama.data.collate import Batch
-from ds_llama.data.corpora import open_corpora, packed_lines
+from ds_llama.data.corpora import Corpora, open_corpora, packed_lines
 from ds_llama.data.loader import Loader
 from ds_llama.data.sample import Dataset
 from ds_llama.data.sampler import Order, check_enough, samples_asked
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Feed:
-    """The corpora of a run and their order. Opening raises, on all ranks, what one has met."""
+    """The corpora of a run and their order."""
 
     resolved: Resolved
     dataset: Dataset
@@ -39,10 +40,7 @@ class Feed:
     @classmethod
     def open(cls, resolved: Resolved) -> Feed:
         """Collective."""
-        data, seed = resolved.run.data, resolved.run.train.seed
-        opened = ranks.together(
-            "opening the data", data.train, lambda: open_corpora(data, data.train, seed)
-        )
+        opened = open_together(resolved, resolved.run.data.train)
         for line in packed_lines(opened[0]) if world.rank() == 0 else ():
             print(line, file=sys.stderr)
         return cls(resolved, *opened)
@@ -74,6 +72,13 @@ class Feed:
             return max(0, train.steps - state.step) * self.resolved.global_batch_size
         asked = samples_asked(train, self.order)
         return max(0, asked - (state.samples_seen - state.samples_left_out))
+
+
+def open_together(resolved: Resolved, paths: Corpora) -> tuple[Dataset, Order]:
+    """Of the run's training data or validation; raises on all ranks what one has met."""
+    data, seed = resolved.run.data, resolved.run.train.seed
+    opening = partial(open_corpora, data, paths, seed)
+    return ranks.together("opening the data", paths, opening)
 
 
 def next_window(job: Job) -> list[Batch]:

@@ -20,7 +20,6 @@ from ds_llama.commit.lock import RunLock
 from ds_llama.config.changes import changes
 from ds_llama.config.resolve import Resolved
 from ds_llama.config.run import Run
-from ds_llama.data.corpora import open_corpora
 from ds_llama.data.loader import Loader
 from ds_llama.evals.perplexity import Perplexity, evaluate
 from ds_llama.measure import memory
@@ -28,7 +27,7 @@ from ds_llama.planner import hardware
 from ds_llama.tracking import Tracker, jsonl, open_trackers
 from ds_llama.trainer import events
 from ds_llama.trainer.account import Recording
-from ds_llama.trainer.feeding import Feed
+from ds_llama.trainer.feeding import Feed, open_together
 from ds_llama.trainer.hooks import Hook, default_hooks
 from ds_llama.trainer.metrics import Meter
 from ds_llama.trainer.signals import StopRequest
@@ -157,7 +156,7 @@ def _validation(engine: Any, resolved: Resolved) -> Callable[[], Perplexity] | N
     data, settings = resolved.run.data, resolved.run.evaluation
     if data.validation is None:
         return None
-    dataset, _ = open_corpora(data, data.validation, resolved.run.train.seed)
+    dataset = open_together(resolved, data.validation)[0]
     return lambda: evaluate(
         engine,
         dataset,

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ds_llama.cli.train import _is_finished
+from ds_llama.config import load_run
 from ds_llama.config.run import DataConfig
 from ds_llama.data import open_corpora, open_data
 from ds_llama.data.corpora import packed_lines
 from ds_llama.data.mixing import MixtureSampler, integer_proportions
 from ds_llama.data.sampler import Sampler, check_enough
 from ds_llama.data.shards import ShardWriter
-from ds_llama.errors import ConfigError, DataError
+from ds_llama.errors import ConfigError, ConfigErrors, DataError
 from tests.unit.data.conftest import write_shard
 
 
@@ -218,3 +220,41 @@ def test_more_samples_than_the_caps_allow_are_an_error_with_both_numbers() -> No
     )
     assert caught.value.where == "data.train"
     assert "raise max_epochs" in caught.value.remedy
+
+
+def test_a_run_says_temperature_and_caps(tmp_path: Path) -> None:
+    """From its JSON to the order; more than there is is refused before ranks are started."""
+    write_shard(tmp_path / "a", 76)
+    write_shard(tmp_path / "b", 301)
+    corpora = [{"path": str(tmp_path / "a"), "max_epochs": 1.5}, str(tmp_path / "b")]
+    tree = {
+        "model": {"preset": "quickstart"},
+        "data": {"train": corpora, "sequence_length": 4, "temperature": 2},
+        "train": {"steps": 16, "global_batch_size": 8},
+        "deepspeed": {"zero_optimization": {"stage": 1}},
+        "output": str(tmp_path / "run"),
+    }
+    run = load_run(tree)
+    _, order = open_corpora(run.data, run.data.train, seed=0)
+    assert isinstance(order, MixtureSampler)
+    assert (order.parts, order.length, order.end) == ([1, 2], 125, None)
+    drawn = Counter(order.corpus_and_position(k)[0] for k in range(1000))
+    assert drawn == {0: 37, 1: 963}
+    assert not _is_finished(run, 2, "auto")
+    tree["data"]["train"] = [{"path": str(tmp_path / name), "max_epochs": 1} for name in "ab"]
+    with pytest.raises(DataError, match="the run takes 128 samples, and the corpora give 125"):
+        _is_finished(load_run(tree), 2, "auto")
+
+
+@pytest.mark.parametrize("key", ["data.temperature", "data.train.0.max_epochs"])
+def test_neither_is_zero(key: str) -> None:
+    tree = {
+        "model": {"preset": "quickstart"},
+        "data": {"train": [{"path": "a"}]},
+        "deepspeed": {"zero_optimization": {"stage": 1}},
+    }
+    with pytest.raises(ConfigErrors) as caught:
+        load_run(tree, f"{key}=0")
+    (error,) = caught.value.errors
+    assert key in error.where
+    assert "greater than 0" in error.what

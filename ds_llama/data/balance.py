@@ -1,14 +1,13 @@
-"""Which micro-batch of which rank takes which sample, so that ranks that wait for each other work
-equally long.
+"""Which rank takes which samples, so that ranks that wait for each other work equally long.
 
 The samples of a global batch are the sampler's; only who takes which is decided here, so that the
 gradient of the step is the same up to the order of its sums.
 
-    documents   9 2 3 8 2 1 7 2        2 ranks, 2 micro-batches each, 2 rows in a micro-batch
-    in order    rank 0  9 2   2 1      padded to 18 and 4 tokens
-                rank 1  3 8   7 2                16 and 14
-    balanced    rank 0  9     3 2 2              9 and 9
-                rank 1  8 7   2 1                16 and 4 ...
+    documents   9 2 3 8 2 1 7 2      2 ranks, 2 micro-batches each of at most 18 tokens
+    in order    rank 0   9 2 | 2 1       padded to  18 |  4      over after 18 + 14
+                rank 1   3 8 | 7 2                  16 | 14
+    balanced    rank 0   3 7 | 2 2 1 2              14 |  8      over after 14 + 8
+                rank 1   9   | 8                     9 |  8
 
 A micro-batch is padded to its longest row, so rows of like length go together; and micro-batches of
 like work go into one micro-step, at whose end the ranks meet.

@@ -133,7 +133,7 @@ class _Chats:
                 f"learns this would not stop: {text[spans[0][0] :]!r}",
                 where=where,
                 remedy="end the assistant's turns with {{ eos_token }}, or use a tokenizer that "
-                "has the template's control tokens",
+                "has the template's control tokens (`ds-llama data tokenizer --control-symbol`)",
             )
 
 

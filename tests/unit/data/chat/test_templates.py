@@ -11,6 +11,7 @@ import pytest
 import transformers
 
 from ds_llama.data.chat import BadRecord, ChatEncoder
+from ds_llama.data.chat import pipeline as pipeline_module
 from ds_llama.data.chat.pipeline import Pipeline
 from ds_llama.data.chat.template import Template, find_template, shipped_templates
 from ds_llama.data.tokenizer import load_tokenizer
@@ -151,6 +152,19 @@ def test_ids_and_text_are_transformers(tokenizers_at: Path, tokenizer: str, temp
         if not text.startswith("\n"):  # else the answer may melt with the prompt's line break
             assert ids[: len(prompt)] == prompt
             assert mask[len(prompt) - 1 : len(prompt) + 1] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("part", "tokenizer"), [("_rebuild", "llama-class"), ("_is_rebuilt", "llama-legacy")]
+)
+def test_another_pipeline_than_transformers_gives_other_ids(
+    tokenizers_at: Path, monkeypatch: pytest.MonkeyPatch, part: str, tokenizer: str
+) -> None:
+    """Sabotage: tokenizer.json as it stands, where transformers takes its vocabulary only."""
+    record = {"messages": [{**m, "content": f" {m['content']}"} for m in CHAT]}
+    right = ChatEncoder(tokenizers_at / tokenizer, "alpaca").encode(record).ids
+    monkeypatch.setattr(pipeline_module, part, lambda *_, **__: False)
+    assert ChatEncoder(tokenizers_at / tokenizer, "alpaca").encode(record).ids != right
 
 
 def test_a_message_cannot_end_its_turn(draw: Draw) -> None:

@@ -21,10 +21,10 @@ from ds_llama.data.masks import open_mask
 from ds_llama.data.shards import Shard
 from ds_llama.evals.rows import read_rows
 
-# Two processes that import torch, and 80 steps: minutes where other things run.
+# Two processes that import torch, and 64 steps: minutes where other things run.
 pytestmark = pytest.mark.timeout(600)
 
-ROWS, HELD_OUT, STEPS = 1500, 200, 80
+ROWS, HELD_OUT, STEPS = 1500, 120, 64
 
 
 def test_from_chance_to_held_out_accuracy(

@@ -45,5 +45,7 @@ def test_blocks_that_are_let_go_are_not_resident_any_more() -> None:
         text=True,
     )
     inside, outside = json.loads(done.stdout)
-    assert inside < 1.1
-    assert outside > 1.3  # sabotage: without it the holes between the slices stay
+    assert inside < 1.1  # 1.03 seen
+    # Sabotage: without it holes between the slices stay, how many by where the heap happens to lie:
+    # 1.15 in one process of five, else 1.46 or 1.55.
+    assert outside > 1.1

@@ -50,6 +50,8 @@ def test_first_command_trains_evaluates_generates_and_exports(
     out = _run(["bash", "launch/quickstart.sh"], folder, environment)
     rows = (folder / "quickstart/run/metrics.jsonl").read_text().splitlines()
     assert len(rows) == STEPS
+    waited = sorted(row["data_wait_s"] / row["step_s"] for row in map(json.loads, rows))
+    assert waited[STEPS // 2] < 0.01
     assert json.loads((folder / "quickstart/run/deepspeed.json").read_text())["bf16"]["enabled"]
     assert (folder / "quickstart/run/export/model.safetensors").exists()
     for word in ("perplexity", "def ", f"everything is in {folder}/quickstart"):

@@ -179,6 +179,7 @@ class Measurement:
         """Wall time of each step, the slowest rank's; what processes hold meanwhile; energy."""
         memory.reset_peaks(self.device)
         seconds, waits = list[float](), list[float]()
+        windows, imbalances = list[list[Batch]](), list[float | None]()
         torch.distributed.barrier()
         self._synchronize()
         with Meter() as energy:
@@ -187,6 +188,8 @@ class Measurement:
                 begun = time.perf_counter()
                 window = next(self.loader)
                 waits.append(time.perf_counter() - begun)
+                windows.append(window)
+                imbalances.append(getattr(self.loader, "imbalance", None))
                 loss, norm = self.program.step(window)
                 self._synchronize()
                 self.losses.append(loss)
@@ -194,11 +197,12 @@ class Measurement:
                 now = time.perf_counter()
                 seconds.append(now - mark)
                 mark = now
-        tokens = sum(map(valid_tokens, window))
+        tokens = sum(valid_tokens(batch) for window in windows for batch in window)
         return {
             "step_s": [max(same) for same in zip(*ranks.gather(seconds), strict=True)],
             "data_wait_s": [max(same) for same in zip(*ranks.gather(waits), strict=True)],
-            "tokens_per_step": sum(ranks.gather(tokens)),
+            "imbalance": imbalances,
+            "tokens_per_step": round(sum(ranks.gather(tokens)) / len(windows)),
             "joules": energy.joules,
             "joules_of": energy.counted,
             "process": _most(ranks.gather(memory.everything(self.device))),

@@ -88,6 +88,7 @@ def complete(cell: Cell, prepared: Prepared, repeats: list[dict[str, Any]]) -> R
             "spread": (max(medians) - min(medians)) / step_s,
         },
         "data_wait_share": _share(repeats, "data_wait_s"),
+        "imbalance": _middle(repeats, "imbalance"),
         "mfu": mfu,
         "hfu": None if again is None else mfu * again,
         "peak_flops": {"measured": peak, "vendor": _vendor(last, resolved.dtype)},
@@ -205,6 +206,11 @@ def _parts(repeats: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _share(repeats: Sequence[dict[str, Any]], name: str) -> float:
     waited = sum(sum(each[name]) for each in repeats)
     return waited / sum(sum(each["step_s"]) for each in repeats)
+
+
+def _middle(repeats: Sequence[dict[str, Any]], name: str) -> float | None:
+    found = [each for repeat in repeats for each in repeat.get(name, ()) if each is not None]
+    return statistics.median(found) if found else None
 
 
 def _joules(repeats: Sequence[dict[str, Any]], tokens: int) -> float | None:

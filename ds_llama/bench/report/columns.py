@@ -18,7 +18,7 @@ _CELL = (
 )
 _MEASURED = (
     *("parameters", "tokens_per_step", "tokens_per_s", "tokens_per_s_per_device", "mfu", "hfu"),
-    *("data_wait_share", "joules_per_token", "start_s"),
+    *("data_wait_share", "imbalance", "joules_per_token", "start_s"),
 )
 _SIDE = ("device_peak_bytes", "device_steady_bytes", "host_peak_bytes")
 

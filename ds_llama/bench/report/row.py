@@ -130,6 +130,7 @@ class Measured(Read):
     tokens_per_s_per_device: float
     step_s: Step
     data_wait_share: float | None = None
+    imbalance: float | None = None
     mfu: float | None = None
     hfu: float | None = None
     peak_flops: Peak | None = None

@@ -25,6 +25,7 @@ def measured(**keys: Any) -> dict[str, Any]:
         "flops": {"model": 100, "hardware": 125},
         "step_s": [1.0, 2.0, 3.0],
         "data_wait_s": [0.01, 0.02, 0.03],
+        "imbalance": [1.1, 1.2, 1.4],
         "tokens_per_step": 63,
         "joules": None,
         "joules_of": [],

@@ -38,6 +38,7 @@ def test_a_row_is_made_of_its_launches(tmp_path: Path, launches: Launches) -> No
     assert row["mfu"] == pytest.approx(tokens / 2 * flops / 1e11)
     assert row["hfu"] == pytest.approx(row["mfu"] * 1.25)
     assert row["data_wait_share"] == pytest.approx(0.01)
+    assert row["imbalance"] == 1.2
     assert row["memory"]["measured"]["device_peak_bytes"] == 1000
     assert row["memory"]["predicted"]["device_peak_bytes"] > 1000
     assert row["joules_per_token"] is None

@@ -70,22 +70,23 @@ class Links:
     def _series(
         self, kind: str, dtype: str, sizes: Sequence[int], share_s: float
     ) -> Iterator[Timed]:
-        rate_s = 0.0  # seconds of a byte, by the size before
+        timed: list[tuple[int, float]] = []
         for size in sizes:
             whole = self._whole(size, DTYPES[dtype])
             free, need = self._free_bytes(), _BUFFERS * whole
-            expected_s = rate_s * whole * (WARM_UP + samples_of(rate_s * whole))
+            call_s = expected(timed, whole)
+            expected_s = call_s * (WARM_UP + samples_of(call_s))
             if need > free:
                 reason = f"needs {format_bytes(need)} a rank, and {format_bytes(free)} are free"
                 yield Timed(kind, dtype, whole, reason=reason)
-            elif rate_s and expected_s > share_s:
+            elif timed and expected_s > share_s:
                 reason = f"would take about {format_duration(expected_s)}"
                 yield Timed(kind, dtype, whole, reason=reason)
             else:
                 begun = time.perf_counter()
                 calls, samples = self._samples(kind, whole, DTYPES[dtype])
                 yield Timed(kind, dtype, whole, calls, tuple(samples))
-                rate_s = sorted(samples)[len(samples) // 2] / whole
+                timed.append((whole, sorted(samples)[len(samples) // 2]))
                 share_s = self._smallest(share_s - (time.perf_counter() - begun))
 
     def _samples(self, kind: str, size: int, dtype: torch.dtype) -> tuple[int, list[float]]:
@@ -129,6 +130,15 @@ class Links:
 
     def _smallest(self, value: float) -> float:
         return -self._largest(-value)
+
+
+def expected(timed: Sequence[tuple[int, float]], size: int) -> float:
+    """Seconds of a call, by those of smaller sizes (bytes, seconds): on the line through the last
+    two of them, since what a small one takes is latency."""
+    if len(timed) < 2:
+        return timed[0][1] if timed else 0.0
+    (small, small_s), (large, large_s) = timed[-2:]
+    return large_s + max(0.0, large_s - small_s) / max(1, large - small) * (size - large)
 
 
 def samples_of(call_s: float) -> int:

@@ -284,6 +284,22 @@ def test_slow_calls_are_timed_less_often_and_still_often_enough(call_s: float) -
     assert (samples_of(call_s) < SAMPLES) == (call_s >= SLOW_S)
 
 
+@given(st.floats(0, 1), st.floats(0, 1e-6), st.integers(1, 2**20), st.integers(2, 64))
+def test_what_a_larger_size_takes_is_on_the_line(
+    latency_s: float, byte_s: float, size: int, times: int
+) -> None:
+    from ds_llama.measure.links import expected
+
+    def takes(number: int) -> float:
+        return latency_s + byte_s * number
+
+    timed = [(each, takes(each)) for each in (size, times * size)]
+    assert expected([], size) == 0.0
+    assert expected(timed[:1], 10 * size) == timed[0][1]
+    wanted = takes(times**2 * size)
+    assert expected(timed, times**2 * size) == pytest.approx(wanted, rel=1e-3, abs=1e-9)
+
+
 def test_sizes_beyond_the_time_that_there_is_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

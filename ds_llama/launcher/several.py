@@ -66,7 +66,9 @@ def launch_on(
         down.update(outcome.lost)
         return outcome
 
-    where = lambda: f" on {_names(choose(hosts, nodes, down))}"  # noqa: E731
+    def where() -> str:
+        return f" on {_names(choose(hosts, nodes, down))}"
+
     return until_done(attempt, arguments, again, restarts, where)
 
 

@@ -132,12 +132,16 @@ class Scene:
         return True
 
     def wait_for(self, moment: str) -> bool:
-        """Whether it came to the middle of a save, or to the first step after one ("rest")."""
+        """Whether it came to the middle of a save, or to the third step after one ("rest")."""
         if not self.wait(lambda: self.steps() >= 3 or self.is_over(), START_S) or self.is_over():
             return False
         self.wait(lambda: not self.is_saving(), START_S, 0.002)
         found = self.wait(self.is_saving, START_S, 0.002)
-        return found and self.wait(lambda: moment == "save" or not self.is_saving(), 60, 0.002)
+        if not found or moment == "save":
+            return found
+        self.wait(lambda: not self.is_saving(), START_S, 0.002)
+        saved = self.steps()  # a rank may be in its last lines, for which a save's limit holds
+        return self.wait(lambda: self.steps() >= saved + 3, START_S)
 
     def steps(self) -> int:
         """How many have been made."""

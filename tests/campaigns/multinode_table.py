@@ -87,13 +87,13 @@ def _ours(row: Row | None) -> list[str]:
 
 def _said(row: Row) -> str:
     """The last line, without what differs from run to run."""
-    text = row.last_line
+    text = "" if row.event == "SIGKILL" else row.last_line
     if failed := _FAILED.match(text):
         text = failed[1]
     elif stopped := _STOPPED.match(text):
         text = stopped[0]
     text = text.removeprefix("error: ").replace("|", "\\|")
-    return re.sub(r"/tmp/\S+/", "…/", text)[:_LONGEST].strip()
+    return re.sub(r"/\S+/", "…/", text)[:_LONGEST].strip()
 
 
 def _lost(row: Row) -> str:

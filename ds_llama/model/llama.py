@@ -32,7 +32,7 @@ from ds_llama.config import LlamaConfig
 from ds_llama.errors import ModelError
 from ds_llama.model.attention import Attention, Mask, dense_mask
 from ds_llama.model.cache import Cache
-from ds_llama.model.documents import DOCUMENT_LENGTHS, find_lengths, positions_of
+from ds_llama.model.documents import DOCUMENT_LENGTHS, lengths_of, positions_of
 from ds_llama.model.init import initialize_
 from ds_llama.model.linear import Embedding
 from ds_llama.model.loss import LMHead, Reduction
@@ -90,9 +90,7 @@ class LlamaModel(nn.Module):
         document_lengths: Tensor | None = None,
     ) -> Tensor:
         past, tokens = (0 if cache is None else cache.length), input_ids.shape[1]
-        lengths = None
-        if attention_mask is None and cache is None:
-            lengths = find_lengths(document_lengths, position_ids, input_ids.shape)
+        lengths = lengths_of(document_lengths, input_ids.shape)
         if lengths is not None and position_ids is None:
             position_ids = positions_of(lengths, input_ids.shape, input_ids.device)
         if position_ids is None:
@@ -141,13 +139,12 @@ class Llama(nn.Module):
 
         input_ids: int (B, T). attention_mask: (B, past + T), nonzero for real tokens; None means
         all. position_ids: int (B, T); counted from the first token when None, padding included, as
-        transformers does; where they begin again without attention_mask and cache, another document
-        begins, and no token attends to one of another. document_lengths: int (B, n), the same said
-        by each row's lengths, then zeros; on the CPU it is read without waiting for a device. Both
-        given, they must agree. labels: int64 (B, T), shifted inside, -100 ignored. loss_weights:
-        (B, T), a factor for the loss of predicting each label. reduction: "mean" over the valid
-        tokens, "sum", or "none" for (B, T). logits_to_keep: of the last so many tokens only; 0
-        means all.
+        transformers does, or from the beginning of each document. document_lengths: int (B, n),
+        each row's documents, then zeros: no token attends to one of another document; on the CPU it
+        is read without waiting for a device. labels: int64 (B, T), shifted inside, -100 ignored.
+        loss_weights: (B, T), a factor for the loss of predicting each label. reduction: "mean" over
+        the valid tokens, "sum", or "none" for (B, T). logits_to_keep: of the last so many tokens
+        only; 0 means all.
         Raises ModelError where shapes, labels or the cache do not fit.
         """
         _check_shapes(input_ids, position_ids=position_ids, labels=labels, weights=loss_weights)

@@ -1,4 +1,4 @@
-"""Several documents in a row, told by positions that begin again, against Hugging Face."""
+"""Several documents in a row against Hugging Face, which finds them by their positions."""
 
 from __future__ import annotations
 
@@ -19,26 +19,30 @@ from tests.parity.oracle import (
 
 EXACT = 1e-9
 # 96 tokens a row: three documents, and one that is longer than the ropes' original length.
-POSITIONS = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in ((40, 1, 55), (96,))])
+LENGTHS = torch.tensor([[40, 1, 55], [96, 0, 0]])
+POSITIONS = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in LENGTHS.tolist()])
 
 
 @pytest.mark.parametrize("name", ["mha", "gqa", "rope-llama3", "rope-dynamic"])
-def test_positions_that_begin_again_begin_a_document(name: str) -> None:
+def test_documents_by_their_lengths(name: str) -> None:
     config = small_config(**CASES[name])
     theirs = huggingface(config)
     theirs.config.use_cache = False  # with a cache they look for no documents
     model, ids = ours(theirs, config), tokens(config)
-    found = compare(model, theirs, ids, ids, position_ids=POSITIONS)
-    assert worst(found)[0] < EXACT, worst(found)
+    with torch.no_grad(), exact_norms(torch.float64):
+        got = model(ids, document_lengths=LENGTHS).logits
+        wanted = theirs(ids, position_ids=POSITIONS).logits
+    assert difference(got, wanted) < EXACT
 
 
-def test_twin_with_a_cache_they_attend_across_documents() -> None:
+@pytest.mark.parametrize("positions", [POSITIONS, POSITIONS.flip(-1), POSITIONS % 7])
+def test_positions_alone_part_nothing(positions: torch.Tensor) -> None:
+    """What they do by default, and the twin of the test above."""
     config = small_config()
     theirs = huggingface(config)
     model, ids = ours(theirs, config), tokens(config)
+    found = compare(model, theirs, ids, ids, position_ids=positions)
+    assert worst(found)[0] < EXACT, worst(found)
     with torch.no_grad(), exact_norms(torch.float64):
-        got = model(ids, position_ids=POSITIONS).logits
-        across = theirs(ids, position_ids=POSITIONS).logits
-    assert difference(got[0, :40], across[0, :40]) < EXACT
-    assert difference(got[0, 41:], across[0, 41:]) > 1e-3
-    assert difference(got[1], across[1]) < EXACT
+        across, apart = (model(ids, document_lengths=n).logits for n in (None, LENGTHS))
+    assert difference(across[0, 41:], apart[0, 41:]) > 1e-3

@@ -15,7 +15,7 @@ from ds_llama.data.sample import IGNORED, Sample
 from ds_llama.errors import ModelError
 from ds_llama.model import attention
 from ds_llama.model.cache import Cache
-from ds_llama.model.documents import find_lengths, positions_of
+from ds_llama.model.documents import lengths_of, positions_of
 from ds_llama.model.llama import Llama
 
 SMALL = {
@@ -102,7 +102,7 @@ def test_in_fp64_to_the_last_digits() -> None:
     "changes",
     [
         {"document_lengths": None, "position_ids": None},  # attention across the borders
-        {"document_lengths": None, "position_ids": ON},  # the same: positions that go on
+        {"document_lengths": None},  # the same: positions alone part nothing
         {"position_ids": ON.flip(-1)},  # apart, but the other way round
         {"labels": torch.from_numpy(samples()[0].input_ids)[None].expand(3, -1)},  # others' tokens
     ],
@@ -118,13 +118,10 @@ def test_positions_that_go_on_within_lengths_rotate_alike() -> None:
     assert worst(gradients(model, [packed(position_ids=ON)]), apart(model)) < 5e-6
 
 
-@pytest.mark.parametrize("given", ["position_ids", "document_lengths"])
-def test_either_says_where_documents_begin(given: str) -> None:
+def test_positions_follow_from_lengths() -> None:
     model = build()
-    other = {"position_ids", "document_lengths"} - {given}
     with torch.no_grad():
-        wanted = model(**packed()).loss
-        assert torch.equal(model(**packed(**dict.fromkeys(other))).loss, wanted)
+        assert torch.equal(model(**packed(position_ids=None)).loss, model(**packed()).loss)
 
 
 def test_no_token_sees_another_document() -> None:
@@ -163,27 +160,30 @@ def test_a_dense_mask_gives_the_same() -> None:
     torch.testing.assert_close(got, wanted)
 
 
-def test_lengths_and_positions_say_the_same() -> None:
+def test_lengths_of_a_batch() -> None:
     batch = packed()
     shape = batch["input_ids"].shape
-    lengths = find_lengths(batch["document_lengths"], None, shape)
+    lengths = lengths_of(batch["document_lengths"], shape)
     assert lengths == (24, 24, 1, 271, 60, 5, 255, 300, 20)
-    assert find_lengths(None, batch["position_ids"], shape) == lengths
     positions = positions_of(lengths, shape, torch.device("cpu"))
     assert torch.equal(positions, batch["position_ids"])
-    assert find_lengths(None, torch.arange(320)[None], shape) is None
-    assert find_lengths(None, 100 * torch.arange(320), shape) is None  # far apart, in one document
-    assert find_lengths(None, None, shape) is None
+    assert lengths_of(torch.tensor([[320], [320], [320]]), shape) is None
+    assert lengths_of(None, shape) is None
 
 
-def test_dynamic_rope_takes_the_longest_document() -> None:
+def test_dynamic_rope_takes_the_longest_document(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the greatest position says, without reading that from the device."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     model = build(torch.float64, rope_parameters=rope, max_position_embeddings=64)
+    rotary = model.model.rotary
     with torch.no_grad():
-        wanted = model(**packed(document_lengths=None)).loss
-        assert torch.equal(model(**packed()).loss, wanted)
-        model.model.rotary.parameters = LlamaConfig.from_hf(SMALL).rope_parameters
+        told = model(**packed()).loss
+        with monkeypatch.context() as patch:
+            at = rotary.at
+            patch.setattr(rotary, "at", lambda positions, longest: at(positions))
+            wanted = model(**packed()).loss
+        assert torch.equal(told, wanted)
+        rotary.parameters = LlamaConfig.from_hf(SMALL).rope_parameters
         assert not torch.equal(model(**packed()).loss, wanted)
 
 

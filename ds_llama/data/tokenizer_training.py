@@ -116,7 +116,7 @@ def train_tokenizer(
     if done and not force and read_json(out / _RECORD).get("fingerprint") == mark:
         return False
     say(f"reading {len(found)} files")
-    lines = sample(_lines(found, options), sample_lines, seed)
+    lines = sample(_lines(found, options, say), sample_lines, seed)
     where = ", ".join(str(path) for path in found[:3]) + (", ..." if len(found) > 3 else "")
     say(f"training {recipe.vocab_size} pieces on {len(lines)} lines")
     model = _train(lines, recipe, threads, where)
@@ -137,13 +137,19 @@ def sample(lines: Iterator[str], count: int, seed: int) -> list[str]:
     return kept
 
 
-def _lines(files: Iterable[Path], options: Options) -> Iterator[str]:
+def _lines(files: Iterable[Path], options: Options, say: TrainingProgress) -> Iterator[str]:
+    """At their end it is said how many records had no text."""
+    bad, first = 0, ""
     for path in files:
         for record in read(path, options):
+            if record.problem is not None:
+                bad, first = bad + 1, first or f"{record.where}: {record.problem}"
             for line in record.text.split("\n"):
                 for start in range(0, len(line), _LINE_CHARACTERS):
                     # NUL ends a C string inside sentencepiece.
                     yield line[start : start + _LINE_CHARACTERS].replace("\0", "")
+    if bad:
+        say(f"{bad} records have no text and are passed over; the first: {first}")
 
 
 def _train(lines: list[str], recipe: Recipe, threads: int, where: str) -> bytes:

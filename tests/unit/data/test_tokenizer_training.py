@@ -60,8 +60,18 @@ def test_very_long_lines_are_cut_instead_of_dropped(tmp_path: Path) -> None:
 def test_json_lines_and_suffixes_are_sources_too(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src/a.jsonl").write_text('{"body": "zebra zebra zebra quagga quagga"}\n')
-    options = Options(text_field="body")
-    train_tokenizer([tmp_path / "src"], tmp_path / "out", vocab_size=280, options=options)
+    with (tmp_path / "src/a.jsonl").open("a") as file:
+        file.write('{"text": "zebra"}\n{')
+    options, said = Options(text_field="body"), list[str]()
+    train_tokenizer(
+        [tmp_path / "src"],
+        tmp_path / "out",
+        vocab_size=280,
+        options=options,
+        progress=said.append,
+    )
+    passed_over = "2 records have no text and are passed over; the first: "
+    assert said[1].startswith(f'{passed_over}{tmp_path}/src/a.jsonl:2: no field "body"')
     assert load_tokenizer(tmp_path / "out").decode([280 - 1]) != ""
 
 
